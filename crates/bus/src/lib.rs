@@ -1,0 +1,390 @@
+//! Work queues that carry frames of envelopes between services.
+//!
+//! A [`Subject`] names a work queue. Publishers hand it frames of [`Envelope`]s, competing [`Consumer`]s take
+//! whatever is waiting as a [`Batch`], and give a [`Verdict`] on every envelope of it. What an envelope says is
+//! none of the bus's business.
+//!
+//! # The delivery contract
+//!
+//! Every backend keeps it; `tests/contract.rs` holds a test for each clause.
+//!
+//! 1. **Publishing.** [`Bus::publish`] returns once the bus has taken the frame. A frame is taken whole or refused
+//!    whole: a refused one left nothing behind. Publishing never waits for room. Services publish in circles
+//!    (a command one way, its reply the other), so two that wait for room in each other's queue would wait
+//!    for ever; a refusal instead travels back to whoever can still say no, in the end to the customer.
+//! 2. **At least once.** While the bus lives, every envelope taken is delivered until a verdict of
+//!    [`Verdict::Ack`] or [`Verdict::Park`] ends it. It is in the hand of one consumer at a time, but it may come
+//!    again after the effects of an earlier delivery are done: consumers must recognise what they have seen.
+//! 3. **Order.** None is promised, neither between frames nor within one.
+//! 4. **Batches.** A batch is what is waiting, up to the size asked for: never empty, never waited for. It may
+//!    join several frames or hold part of one. The verdicts are per envelope: one envelope's fate never touches
+//!    that of its neighbours.
+//! 5. **Redelivery.** [`Verdict::Retry`] brings the envelope back after its delay, not before. A batch that is
+//!    dropped without verdicts (the handler panicked, its task was aborted) comes back whole and at once.
+//! 6. **Delivery count.** [`Delivery::count`] is 1 at first and grows by 1 with each delivery. The bus itself
+//!    never gives up on an envelope: who handles it decides, by the count, when to park it.
+//! 7. **Parking.** [`Verdict::Park`] takes one envelope out and keeps it with the reason among the dead
+//!    letters ([`Bus::parked`]). These are bounded: the oldest is dropped, and counted.
+//! 8. **Bounds.** A queue holds at most [`Limits::queue_envelopes`], counting what is ready, delayed and in hand,
+//!    and refuses what goes beyond. What it took it never drops: an envelope that is retried, or whose batch
+//!    was dropped, still occupies its place, so there is always room for it to come back.
+//! 9. **Closing.** After [`Bus::close`] publishing is refused and consumers are told [`Closed`] at once, even if
+//!    something is ready. Batches in hand can still be settled. What is left goes with the bus, see 10.
+//! 10. **Loss.** A bus that dies may forget everything: ready, delayed, in hand, parked ([`Bus::clear`] does it at
+//!     will). That is enough because nobody uses the bus as the only place where something is known: whoever
+//!     publishes can publish again from its own database, and does so until it sees the outcome. Hence the
+//!     embedded bus writes nothing to disk, and no backend's durability is relied upon.
+//!
+//! # What never happens
+//!
+//! An envelope is never delivered after an acknowledgement that succeeded. A consumer never sleeps while an
+//! envelope is ready. No queue, list or frame grows past its limit.
+
+mod embedded;
+
+use std::fmt;
+use std::time::Duration;
+
+use bytes::Bytes;
+
+pub use embedded::Embedded;
+
+/// The longest delay of [`Verdict::Retry`]; a longer one is cut to it.
+pub const RETRY_DELAY_MAX: Duration = Duration::from_secs(24 * 60 * 60);
+
+/// The name of one work queue. Subjects are a closed set known when the program is compiled.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct Subject(pub &'static str);
+
+impl fmt::Display for Subject {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.0)
+    }
+}
+
+/// Says which meaning an envelope has: publishing the same meaning again repeats the id, and two meanings never
+/// share one. The bus carries it and promises nothing about repeats; consumers and logs rely on it.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct EnvelopeId(u128);
+
+impl EnvelopeId {
+    /// The id of part `tag` of a conversation. Both halves are kept as they are, so the id is unique exactly when
+    /// the pair is.
+    pub const fn of(conversation: u64, tag: u64) -> Self {
+        Self(((conversation as u128) << u64::BITS) | tag as u128)
+    }
+
+    /// The two halves that [`EnvelopeId::of`] was given.
+    pub const fn parts(self) -> (u64, u64) {
+        ((self.0 >> u64::BITS) as u64, self.0 as u64)
+    }
+}
+
+impl fmt::Display for EnvelopeId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (conversation, tag) = self.parts();
+        write!(f, "{conversation}.{tag:x}")
+    }
+}
+
+impl fmt::Debug for EnvelopeId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "EnvelopeId({self})")
+    }
+}
+
+/// One message. Cloning shares the body.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Envelope {
+    /// Which meaning this is.
+    pub id: EnvelopeId,
+    /// The encoded message, opaque to the bus.
+    pub body: Bytes,
+}
+
+/// The bounds of a bus. Each queue's bodies stay below `queue_envelopes * body_bytes`, the dead letters' below
+/// `parked_letters * body_bytes`.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Limits {
+    /// Envelopes that one subject's queue holds at most: ready, delayed and in hand.
+    pub queue_envelopes: usize,
+    /// Envelopes in one published frame at most.
+    pub frame_envelopes: usize,
+    /// Bytes in one envelope's body at most.
+    pub body_bytes: usize,
+    /// Dead letters kept at most, over all subjects; 0 keeps none.
+    pub parked_letters: usize,
+}
+
+impl Default for Limits {
+    /// 65,536 envelopes a queue, 1,024 a frame, 64 KiB a body, 1,024 dead letters.
+    fn default() -> Self {
+        Self { queue_envelopes: 65_536, frame_envelopes: 1_024, body_bytes: 64 * 1024, parked_letters: 1_024 }
+    }
+}
+
+/// A bus; cloning gives another handle to the same one. The set of backends is closed.
+#[derive(Clone, Debug)]
+pub enum Bus {
+    /// Queues in this process's memory.
+    Embedded(Embedded),
+}
+
+impl Bus {
+    /// A bus in this process's memory.
+    ///
+    /// # Panics
+    /// When a queue could never take a full frame (`frame_envelopes` is 0 or above `queue_envelopes`).
+    pub fn embedded(limits: Limits) -> Bus {
+        Bus::Embedded(Embedded::new(limits))
+    }
+
+    /// The bounds this bus keeps, for publishers that cut their output into frames.
+    pub fn limits(&self) -> Limits {
+        match self {
+            Bus::Embedded(bus) => bus.limits(),
+        }
+    }
+
+    /// Hands a frame over; returns once the bus has taken all of it. Never waits for room. An empty frame is taken
+    /// and is nothing.
+    ///
+    /// # Errors
+    /// When the frame is refused; then no part of it was taken. See [`PublishError`] for what may be tried again.
+    pub async fn publish(&self, subject: Subject, frame: Vec<Envelope>) -> Result<(), PublishError> {
+        match self {
+            Bus::Embedded(bus) => bus.publish(subject, frame),
+        }
+    }
+
+    /// Joins the consumers that compete for one subject's envelopes. The queue exists from its first mention on,
+    /// so what was published before the first subscription waits for it.
+    pub fn subscribe(&self, subject: Subject) -> Consumer {
+        match self {
+            Bus::Embedded(bus) => Consumer(bus.subscribe(subject)),
+        }
+    }
+
+    /// The dead letters, oldest first.
+    pub fn parked(&self) -> Vec<Parked> {
+        match self {
+            Bus::Embedded(bus) => bus.parked(),
+        }
+    }
+
+    /// How much one subject's queue holds now.
+    pub fn depth(&self, subject: Subject) -> Depth {
+        match self {
+            Bus::Embedded(bus) => bus.depth(subject),
+        }
+    }
+
+    /// What has happened on this bus since it was made, over all subjects.
+    pub fn stats(&self) -> Stats {
+        match self {
+            Bus::Embedded(bus) => bus.stats(),
+        }
+    }
+
+    /// Forgets everything in one instant, as a bus that died would: what is ready, delayed and in hand, and the
+    /// dead letters. The bus then goes on, empty. Batches in hand settle into nothing:
+    /// [`SettleError::Forgotten`]. The counters go on. For tests of clause 10.
+    pub fn clear(&self) {
+        match self {
+            Bus::Embedded(bus) => bus.clear(),
+        }
+    }
+
+    /// Ends the bus, see clause 9. Closing again does nothing.
+    pub fn close(&self) {
+        match self {
+            Bus::Embedded(bus) => bus.close(),
+        }
+    }
+}
+
+/// One of the competing consumers of a subject.
+#[derive(Debug)]
+pub struct Consumer(embedded::Consumer);
+
+impl Consumer {
+    /// Takes what is waiting, at most `max_envelopes`; waits only while there is nothing. Dropping the future
+    /// before it is ready loses nothing.
+    ///
+    /// # Errors
+    /// [`Closed`] once the bus is closed, and from then on every time.
+    ///
+    /// # Panics
+    /// When `max_envelopes` is 0.
+    pub async fn next(&mut self, max_envelopes: usize) -> Result<Batch, Closed> {
+        assert!(max_envelopes > 0, "a batch of at most 0 envelopes was asked for");
+        self.0.next(max_envelopes).await.map(Batch)
+    }
+}
+
+/// Envelopes in the hand of one consumer, never empty. They are nobody else's until they are settled; dropping the
+/// batch without settling brings all of it back at once.
+#[derive(Debug)]
+#[must_use = "a batch that is dropped comes again"]
+pub struct Batch(embedded::Hand);
+
+impl Batch {
+    /// What was delivered. The verdicts of [`Batch::settle`] go by this order.
+    pub fn deliveries(&self) -> &[Delivery] {
+        self.0.deliveries()
+    }
+
+    /// Ends the batch with one verdict per delivery, in the order of [`Batch::deliveries`].
+    ///
+    /// # Errors
+    /// When the verdicts did not take effect. The caller has nothing to make good: what is still known to the bus comes
+    /// again, what is not is published again by its sender.
+    ///
+    /// # Panics
+    /// When there is not exactly one verdict per delivery: a bug in the caller. The batch comes again.
+    pub async fn settle(self, verdicts: Vec<Verdict>) -> Result<(), SettleError> {
+        assert_eq!(verdicts.len(), self.deliveries().len(), "one verdict is due per delivery");
+        self.0.settle(verdicts)
+    }
+
+    /// [`Batch::settle`] with [`Verdict::Ack`] for each.
+    ///
+    /// # Errors
+    /// As [`Batch::settle`].
+    pub async fn ack_all(self) -> Result<(), SettleError> {
+        self.0.ack_all()
+    }
+}
+
+/// One delivery of an envelope.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Delivery {
+    /// What was delivered.
+    pub envelope: Envelope,
+    /// Which delivery of this envelope it is; the first is 1.
+    pub count: u32,
+}
+
+/// What becomes of a delivered envelope.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Verdict {
+    /// It is done and never comes again.
+    Ack,
+    /// It comes again once `after` has passed ([`RETRY_DELAY_MAX`] at most); at once when that is zero.
+    Retry {
+        /// The least time until the next delivery.
+        after: Duration,
+    },
+    /// It cannot be handled: it becomes a dead letter.
+    Park {
+        /// Why, for whoever looks at the dead letters.
+        reason: String,
+    },
+}
+
+/// A dead letter.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Parked {
+    /// The subject it was taken from.
+    pub subject: Subject,
+    /// The envelope as it was published.
+    pub envelope: Envelope,
+    /// How often it had been delivered.
+    pub count: u32,
+    /// Why its consumer gave up.
+    pub reason: String,
+}
+
+/// What one queue holds, in envelopes. The sum is what [`Limits::queue_envelopes`] bounds.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+pub struct Depth {
+    /// Waiting for a consumer, among them retried ones whose delay has passed.
+    pub ready: usize,
+    /// Waiting for their retry delay to pass.
+    pub delayed: usize,
+    /// Delivered and not yet settled.
+    pub in_hand: usize,
+}
+
+impl Depth {
+    /// All that occupies a place in the queue.
+    pub const fn held(self) -> usize {
+        self.ready + self.delayed + self.in_hand
+    }
+}
+
+/// Counters of a bus since it was made, in envelopes unless said otherwise. At any instant
+/// `published = acked + parked + forgotten` + what the queues hold.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+pub struct Stats {
+    /// Taken from publishers.
+    pub published: u64,
+    /// In frames that were refused, for whichever reason.
+    pub refused: u64,
+    /// Delivered, the first time or again.
+    pub delivered: u64,
+    /// Delivered again: those of `delivered` whose count was above 1.
+    pub redelivered: u64,
+    /// Ended by [`Verdict::Ack`].
+    pub acked: u64,
+    /// Ended by [`Verdict::Park`].
+    pub parked: u64,
+    /// Dead letters that made room for newer ones.
+    pub letters_dropped: u64,
+    /// Lost in [`Bus::clear`] before they were settled.
+    pub forgotten: u64,
+}
+
+/// Why a frame was refused. No part of it was taken.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
+pub enum PublishError {
+    /// There is not room for the whole frame now. It may be tried again later.
+    #[error("the queue {subject} has no room for the frame (it holds {capacity_envelopes} envelopes)")]
+    Full {
+        /// The queue.
+        subject: Subject,
+        /// [`Limits::queue_envelopes`].
+        capacity_envelopes: usize,
+    },
+    /// The frame is over the limit and would always be refused: cut it.
+    #[error("a frame of {envelopes} envelopes for {subject} is above the limit of {limit_envelopes}")]
+    FrameTooLarge {
+        /// The queue.
+        subject: Subject,
+        /// Envelopes in the frame.
+        envelopes: usize,
+        /// [`Limits::frame_envelopes`].
+        limit_envelopes: usize,
+    },
+    /// An envelope in it is over the limit and would always be refused.
+    #[error("envelope {id} for {subject} has {bytes} bytes, above the limit of {limit_bytes}")]
+    EnvelopeTooLarge {
+        /// The queue.
+        subject: Subject,
+        /// The first such envelope.
+        id: EnvelopeId,
+        /// Bytes in its body.
+        bytes: usize,
+        /// [`Limits::body_bytes`].
+        limit_bytes: usize,
+    },
+    /// The bus is closed for good.
+    #[error("the bus is closed")]
+    Closed,
+}
+
+/// Why the verdicts on a batch did not take effect.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
+pub enum SettleError {
+    /// The bus has forgotten the batch (clause 10): there was nothing left to settle.
+    #[error("the bus forgot the batch of {subject} before it was settled")]
+    Forgotten {
+        /// The queue the batch came from.
+        subject: Subject,
+    },
+}
+
+/// The bus is closed: nothing will ever be delivered again.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
+#[error("the bus is closed")]
+pub struct Closed;

@@ -1,0 +1,322 @@
+//! Databases: transactions as plain closures that run to their end on a thread of the database.
+//!
+//! [`Db::write`] and [`Db::read`] are called from async code; the closure gets a [`Tx`] and is synchronous.
+//! That is faster than an async driver, which hops between threads for each statement, and a future that
+//! is dropped halfway cannot leave a transaction open: once queued, a closure runs to its end, whether or not
+//! its caller still waits.
+//!
+//! - Writes are grouped: what queued up while a group was being committed is the next one, so one fsync serves
+//!   many. A caller is answered after the commit of its group.
+//! - A closure that returns an error or panics is rolled back alone. (A build with `panic = "abort"` ends at a
+//!   panic instead; then nothing was answered and nothing of the group is written.)
+//! - An `Err` always means that nothing was written. An outcome that is not known is never answered: the
+//!   process ends (see `sqlite.rs`).
+//! - A full queue refuses at once with [`Error::Overloaded`].
+//!
+//! Only SQLite so far. [`Tx`], [`Row`] and [`dialect`] are shaped so that another database adds a variant
+//! and changes no caller.
+
+pub mod dialect;
+mod error;
+pub mod ids;
+mod migrate;
+mod queue;
+mod sqlite;
+mod value;
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+pub use error::{Error, OpenError, Outage};
+pub use migrate::Migration;
+pub use value::{FromValue, Row, Set, Value};
+
+use queue::{Queue, Refused};
+use sqlite::{Answer, Counters, Job, Session, SqliteTx, Transaction, Writer};
+use tokio::sync::{oneshot, watch};
+
+/// Where a database is, and its bounds.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// The database's file. Its folder must exist.
+    pub path: PathBuf,
+    /// The name for errors, logs and metrics.
+    pub name: &'static str,
+    /// Reader threads, at least 1. More than there are processors is of no use.
+    pub readers: usize,
+    /// How many writes may wait before more are refused.
+    pub write_queue_jobs: usize,
+    /// How many reads may wait before more are refused.
+    pub read_queue_jobs: usize,
+    /// How many writes share one commit at most.
+    pub group_jobs: usize,
+    /// The size of the WAL, in pages of 4 KiB, from which on it is written back to the database. The default is
+    /// well below 4,062 pages, from which on SQLite needs space for a second index page: on a full disk, it
+    /// might not get it after the commit is written, which would be a case for stopping the process.
+    pub checkpoint_pages: u32,
+    /// How long to wait for a lock that another process holds.
+    pub busy_timeout_millis: u32,
+    /// The page cache of each connection; it is filled as needed.
+    pub cache_kib: u32,
+}
+
+impl Settings {
+    /// The defaults.
+    pub fn new(path: impl Into<PathBuf>, name: &'static str) -> Settings {
+        Settings {
+            path: path.into(),
+            name,
+            readers: 2,
+            write_queue_jobs: 8192,
+            read_queue_jobs: 8192,
+            group_jobs: 256,
+            checkpoint_pages: 2000,
+            busy_timeout_millis: 5000,
+            cache_kib: 8 * 1024,
+        }
+    }
+}
+
+/// A handle to an open database; clones are cheap and share its threads.
+///
+/// When the last one is dropped, the threads finish what is queued and end. [`Db::close`] waits for that.
+#[derive(Clone)]
+pub struct Db(Arc<Inner>);
+
+struct Inner {
+    name: &'static str,
+    writes: Arc<Queue<Box<dyn Job>>>,
+    reads: Arc<Queue<Box<dyn Job>>>,
+    counters: Arc<Counters>,
+    /// Its sender lives in the writer thread, which is the last to end.
+    ended: watch::Receiver<()>,
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        self.writes.close();
+        self.reads.close();
+    }
+}
+
+impl Db {
+    /// Opens the database, creating it if needed, and brings it to the newest migration. Blocks; for the start
+    /// of a process.
+    ///
+    /// # Errors
+    /// See [`OpenError`]. Migrations before a failed one stay applied.
+    pub fn open(settings: Settings, migrations: &'static [Migration]) -> Result<Db, OpenError> {
+        sqlite::check_version()?;
+        let mut writer = Session::open_writer(&settings)?;
+        migrate::migrate(writer.connection(), &settings.path, migrations)?;
+
+        let writes = Arc::new(Queue::new(settings.write_queue_jobs));
+        let reads = Arc::new(Queue::new(settings.read_queue_jobs));
+        let counters = Arc::new(Counters::default());
+        let writer = Writer::new(writer, &settings, writes.clone(), counters.clone())?;
+        let (alive, ended) = watch::channel(());
+        // From here on, an early return drops this and so ends the threads that were already started.
+        let db = Db(Arc::new(Inner { name: settings.name, writes, reads, counters, ended }));
+
+        let mut readers = Vec::new();
+        for _ in 0..settings.readers.max(1) {
+            let session = Session::open_reader(&settings)?;
+            let queue = db.0.reads.clone();
+            let reader = spawn(&settings, "reader", move || sqlite::read_until_closed(session, &queue))?;
+            readers.push(reader);
+        }
+        spawn(&settings, "writer", move || {
+            writer.work(readers);
+            drop(alive);
+        })?;
+        Ok(db)
+    }
+
+    /// Runs the closure in a transaction that can write, and answers once it is durable.
+    ///
+    /// The closure may be run more than once before one run is committed (not by SQLite), so it must not have
+    /// effects outside of `tx`. Dropping the future does not stop it once it is queued.
+    ///
+    /// # Errors
+    /// The closure's own, or an [`Error`] of the transaction around it. In both cases nothing was written.
+    pub async fn write<T, E>(
+        &self,
+        closure: impl FnMut(&mut Tx<'_>) -> Result<T, E> + Send + 'static,
+    ) -> Result<T, E>
+    where
+        T: Send + 'static,
+        E: From<Error> + Send + 'static,
+    {
+        let (job, answer) = Transaction::new(closure);
+        self.enqueue(&self.0.writes, "write", job)?;
+        received(answer).await
+    }
+
+    /// Runs the closure in a transaction that only reads: one snapshot, which has every write that was
+    /// answered before.
+    ///
+    /// # Errors
+    /// The closure's own, or an [`Error`] of the transaction around it.
+    pub async fn read<T, E>(
+        &self,
+        closure: impl FnOnce(&mut Tx<'_>) -> Result<T, E> + Send + 'static,
+    ) -> Result<T, E>
+    where
+        T: Send + 'static,
+        E: From<Error> + Send + 'static,
+    {
+        let mut closure = Some(closure);
+        let run_once = move |tx: &mut Tx<'_>| {
+            let closure = closure.take().expect("a read is run once");
+            closure(tx)
+        };
+        let (job, answer) = Transaction::new(run_once);
+        self.enqueue(&self.0.reads, "read", job)?;
+        received(answer).await
+    }
+
+    fn enqueue(
+        &self,
+        queue: &Queue<Box<dyn Job>>,
+        queue_name: &'static str,
+        job: Box<dyn Job>,
+    ) -> Result<(), Error> {
+        queue.push(job).map_err(|refused| match refused {
+            Refused::Closed => Error::Unavailable(Outage::Closed),
+            Refused::Full => {
+                let bound_jobs = queue.bound();
+                Error::Overloaded { database: self.0.name, queue: queue_name, bound_jobs }
+            }
+        })
+    }
+
+    /// Refuses new transactions, finishes those that are queued, empties the WAL into the database and ends the
+    /// threads. May be called more than once.
+    pub async fn close(&self) {
+        self.0.writes.close();
+        self.0.reads.close();
+        // The sender sends nothing; an error means that it is gone, and the threads with it.
+        let _ = self.0.ended.clone().changed().await;
+    }
+
+    /// The name from the settings.
+    pub fn name(&self) -> &'static str {
+        self.0.name
+    }
+
+    /// How busy the database is, for metrics.
+    pub fn stats(&self) -> Stats {
+        let Inner { writes, reads, counters, .. } = &*self.0;
+        Stats {
+            queued_writes: writes.len(),
+            queued_reads: reads.len(),
+            groups: counters.groups.load(Ordering::Relaxed),
+            jobs: counters.jobs.load(Ordering::Relaxed),
+            commit_micros: counters.commit_micros.load(Ordering::Relaxed),
+            checkpoints: counters.checkpoints.load(Ordering::Relaxed),
+            wal_pages: counters.wal_pages.load(Ordering::Relaxed),
+        }
+    }
+}
+
+/// How busy a database is. The totals count from the start of the process.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Stats {
+    /// Writes that wait now.
+    pub queued_writes: usize,
+    /// Reads that wait now.
+    pub queued_reads: usize,
+    /// Commits, in total.
+    pub groups: u64,
+    /// Writes in those commits, in total; divided by `groups` it is the mean size of a group.
+    pub jobs: u64,
+    /// Time spent in COMMIT, in microseconds, in total.
+    pub commit_micros: u64,
+    /// Checkpoints tried, in total.
+    pub checkpoints: u64,
+    /// Pages in the WAL after the last commit.
+    pub wal_pages: u64,
+}
+
+fn spawn(
+    settings: &Settings,
+    role: &str,
+    work: impl FnOnce() + Send + 'static,
+) -> Result<std::thread::JoinHandle<()>, OpenError> {
+    let thread = std::thread::Builder::new().name(format!("{}-{role}", settings.name));
+    let path = || settings.path.display().to_string();
+    thread.spawn(work).map_err(|source| OpenError::Thread { path: path(), source })
+}
+
+async fn received<T, E: From<Error>>(answer: oneshot::Receiver<Answer<T, E>>) -> Result<T, E> {
+    // A thread that ended without answering has dropped its queue.
+    answer.await.unwrap_or(Err(Error::Unavailable(Outage::Closed)))?
+}
+
+/// A running transaction.
+///
+/// `?` stands for a parameter. The text is a constant: it is translated for the database (see [`dialect`]) and
+/// prepared once, and no value can ever become part of it.
+pub enum Tx<'c> {
+    /// On SQLite.
+    Sqlite(SqliteTx<'c>),
+}
+
+impl Tx<'_> {
+    /// Runs a statement that returns no rows, and tells how many rows it inserted, updated or deleted.
+    ///
+    /// # Errors
+    /// See [`Error`]. The transaction goes on without the statement; after [`Error::Full`] and
+    /// [`Error::Unavailable`] it may be lost as a whole, and everything in it then fails with the same error.
+    pub fn execute(&mut self, sql: &'static str, params: &[Value<'_>]) -> Result<u64, Error> {
+        match self {
+            Tx::Sqlite(tx) => tx.execute(sql, params),
+        }
+    }
+
+    /// Runs a query and collects what `each` makes of its rows.
+    ///
+    /// # Errors
+    /// As [`Tx::execute`], or the first error of `each`.
+    pub fn query<T>(
+        &mut self,
+        sql: &'static str,
+        params: &[Value<'_>],
+        mut each: impl FnMut(&Row<'_>) -> Result<T, Error>,
+    ) -> Result<Vec<T>, Error> {
+        let mut all = Vec::new();
+        let collect = |row: &Row<'_>| {
+            all.push(each(row)?);
+            Ok(true)
+        };
+        match self {
+            Tx::Sqlite(tx) => tx.query(sql, params, collect)?,
+        }
+        Ok(all)
+    }
+
+    /// Runs a query and gives what `each` makes of its first row, if there is one.
+    ///
+    /// # Errors
+    /// As [`Tx::query`].
+    pub fn query_opt<T>(
+        &mut self,
+        sql: &'static str,
+        params: &[Value<'_>],
+        each: impl FnOnce(&Row<'_>) -> Result<T, Error>,
+    ) -> Result<Option<T>, Error> {
+        let mut each = Some(each);
+        let mut first = None;
+        let take_first = |row: &Row<'_>| {
+            if let Some(each) = each.take() {
+                first = Some(each(row)?);
+            }
+            Ok(false)
+        };
+        match self {
+            Tx::Sqlite(tx) => tx.query(sql, params, take_first)?,
+        }
+        Ok(first)
+    }
+}

@@ -1,0 +1,350 @@
+//! What goes into a statement and what comes out of it: [`Value`], [`Set`], [`Row`].
+//!
+//! A conversion never changes a value silently: what does not fit its Rust type is an error that names the
+//! column.
+
+use std::fmt::Write as _;
+
+use rusqlite::types::{ToSqlOutput, ValueRef};
+
+use crate::Error;
+
+/// One parameter of a statement, or one column of a result; borrowed, so that binding copies nothing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Value<'a> {
+    /// SQL's NULL.
+    Null,
+    /// Any integer or boolean.
+    Int(i64),
+    /// Text, UTF-8.
+    Text(&'a str),
+    /// Bytes.
+    Blob(&'a [u8]),
+}
+
+impl Value<'_> {
+    /// The kind and size for an error message. Texts and blobs may be secret and are not shown.
+    fn describe(self) -> String {
+        match self {
+            Value::Null => "NULL".to_owned(),
+            Value::Int(number) => number.to_string(),
+            Value::Text(text) => format!("a text of {} bytes", text.len()),
+            Value::Blob(bytes) => format!("a blob of {} bytes", bytes.len()),
+        }
+    }
+}
+
+macro_rules! value_from_int {
+    ($($int:ty),*) => {$(
+        impl From<$int> for Value<'_> {
+            fn from(number: $int) -> Self {
+                Value::Int(i64::from(number))
+            }
+        }
+    )*};
+}
+value_from_int!(i64, u32, u16, u8, bool);
+
+impl From<u64> for Value<'_> {
+    /// SQL integers have a sign: above `i64::MAX` this is a bug of the caller, which debug builds refuse. A
+    /// release build stores `i64::MAX`, never a negative number.
+    fn from(number: u64) -> Self {
+        debug_assert!(i64::try_from(number).is_ok(), "{number} does not fit a SQL integer");
+        Value::Int(i64::try_from(number).unwrap_or(i64::MAX))
+    }
+}
+
+impl<'a> From<&'a str> for Value<'a> {
+    fn from(text: &'a str) -> Self {
+        Value::Text(text)
+    }
+}
+
+impl<'a> From<&'a String> for Value<'a> {
+    fn from(text: &'a String) -> Self {
+        Value::Text(text)
+    }
+}
+
+impl<'a> From<&'a [u8]> for Value<'a> {
+    fn from(bytes: &'a [u8]) -> Self {
+        Value::Blob(bytes)
+    }
+}
+
+impl<'a> From<&'a Vec<u8>> for Value<'a> {
+    fn from(bytes: &'a Vec<u8>) -> Self {
+        Value::Blob(bytes)
+    }
+}
+
+impl<'a, T: Into<Value<'a>>> From<Option<T>> for Value<'a> {
+    fn from(option: Option<T>) -> Self {
+        option.map_or(Value::Null, Into::into)
+    }
+}
+
+impl<'a> From<&'a Set> for Value<'a> {
+    fn from(set: &'a Set) -> Self {
+        Value::Text(&set.json)
+    }
+}
+
+impl rusqlite::ToSql for Value<'_> {
+    fn to_sql(&self) -> rusqlite::Result<ToSqlOutput<'_>> {
+        Ok(ToSqlOutput::Borrowed(match *self {
+            Value::Null => ValueRef::Null,
+            Value::Int(number) => ValueRef::Integer(number),
+            Value::Text(text) => ValueRef::Text(text.as_bytes()),
+            Value::Blob(bytes) => ValueRef::Blob(bytes),
+        }))
+    }
+}
+
+/// A set of rows as ONE parameter of a statement, for the marker `{set(...)}` of [`crate::dialect`].
+///
+/// The statement's text stays the same whatever the number of rows, so it is prepared once, and there is no
+/// limit on the number of parameters to run into. On the way it is a JSON array of arrays: integers as they
+/// are, texts escaped, blobs in hexadecimal.
+#[derive(Debug, Clone)]
+pub struct Set {
+    json: String,
+    rows: usize,
+}
+
+impl Default for Set {
+    fn default() -> Set {
+        Set::new()
+    }
+}
+
+impl Set {
+    /// The empty set.
+    pub fn new() -> Set {
+        Set { json: "[]".to_owned(), rows: 0 }
+    }
+
+    /// Adds a row; its values stand in the order of the marker's columns.
+    pub fn push(&mut self, row: &[Value<'_>]) {
+        self.json.pop();
+        self.json.push_str(if self.rows == 0 { "[" } else { ",[" });
+        for (index, value) in row.iter().enumerate() {
+            if index > 0 {
+                self.json.push(',');
+            }
+            push_json(&mut self.json, *value);
+        }
+        self.json.push_str("]]");
+        self.rows += 1;
+    }
+
+    /// How many rows it has.
+    pub fn len(&self) -> usize {
+        self.rows
+    }
+
+    /// Whether it has no row.
+    pub fn is_empty(&self) -> bool {
+        self.rows == 0
+    }
+}
+
+fn push_json(json: &mut String, value: Value<'_>) {
+    match value {
+        Value::Null => json.push_str("null"),
+        Value::Int(number) => push_formatted(json, format_args!("{number}")),
+        Value::Text(text) => push_json_text(json, text),
+        Value::Blob(bytes) => {
+            const HEX: &[u8; 16] = b"0123456789abcdef";
+            json.reserve(2 * bytes.len() + 2);
+            json.push('"');
+            for byte in bytes {
+                json.push(char::from(HEX[usize::from(byte >> 4)]));
+                json.push(char::from(HEX[usize::from(byte & 15)]));
+            }
+            json.push('"');
+        }
+    }
+}
+
+/// RFC 8259, section 7: quotation mark, backslash and control characters must be escaped, nothing else.
+fn push_json_text(json: &mut String, text: &str) {
+    json.push('"');
+    let mut rest = text;
+    while let Some(at) = rest.find(|c: char| matches!(c, '"' | '\\' | '\0'..='\u{1f}')) {
+        json.push_str(&rest[..at]);
+        let escaped = u32::from(rest.as_bytes()[at]);
+        push_formatted(json, format_args!("\\u{escaped:04x}"));
+        rest = &rest[at + 1..];
+    }
+    json.push_str(rest);
+    json.push('"');
+}
+
+fn push_formatted(json: &mut String, arguments: std::fmt::Arguments<'_>) {
+    json.write_fmt(arguments).expect("writing to a String cannot fail");
+}
+
+/// One row of a result, valid while its closure runs.
+pub struct Row<'r>(Source<'r>);
+
+/// The databases' own rows. Another database is another variant.
+enum Source<'r> {
+    Sqlite(&'r rusqlite::Row<'r>),
+}
+
+impl<'r> Row<'r> {
+    pub(crate) fn sqlite(row: &'r rusqlite::Row<'r>) -> Row<'r> {
+        Row(Source::Sqlite(row))
+    }
+
+    /// The column at `index`, from 0, as a Rust value.
+    ///
+    /// # Errors
+    /// [`Error::Column`] if it does not fit: another kind, NULL without an `Option`, out of the type's range,
+    /// or no such column.
+    pub fn get<T: FromValue>(&self, index: usize) -> Result<T, Error> {
+        let value = self.value(index, T::EXPECTED)?;
+        T::from_value(value).ok_or_else(|| self.mismatch(index, T::EXPECTED, value.describe()))
+    }
+
+    fn value(&self, index: usize, expected: &'static str) -> Result<Value<'r>, Error> {
+        let Source::Sqlite(row) = self.0;
+        match row.get_ref(index) {
+            Ok(ValueRef::Null) => Ok(Value::Null),
+            Ok(ValueRef::Integer(number)) => Ok(Value::Int(number)),
+            Ok(ValueRef::Text(bytes)) => match std::str::from_utf8(bytes) {
+                Ok(text) => Ok(Value::Text(text)),
+                Err(error) => Err(self.mismatch(index, expected, format!("a text with {error}"))),
+            },
+            Ok(ValueRef::Blob(bytes)) => Ok(Value::Blob(bytes)),
+            Ok(ValueRef::Real(number)) => Err(self.mismatch(index, expected, format!("the real {number}"))),
+            Err(_) => Err(self.mismatch(index, expected, "no such column".to_owned())),
+        }
+    }
+
+    fn mismatch(&self, index: usize, expected: &'static str, found: String) -> Error {
+        let Source::Sqlite(row) = self.0;
+        let name = row.as_ref().column_name(index).map(str::to_owned);
+        Error::Column { column: name.unwrap_or_else(|_| index.to_string()), expected, found }
+    }
+}
+
+/// A Rust type that a column can be read as.
+pub trait FromValue: Sized {
+    /// What the type holds, for an error message.
+    const EXPECTED: &'static str;
+
+    /// The value, or none if it does not fit.
+    fn from_value(value: Value<'_>) -> Option<Self>;
+}
+
+macro_rules! int_from_value {
+    ($($int:ty: $expected:literal),*) => {$(
+        impl FromValue for $int {
+            const EXPECTED: &'static str = $expected;
+            fn from_value(value: Value<'_>) -> Option<Self> {
+                match value {
+                    Value::Int(number) => <$int>::try_from(number).ok(),
+                    _ => None,
+                }
+            }
+        }
+    )*};
+}
+int_from_value!(i64: "an i64", u64: "a u64", u32: "a u32", u16: "a u16", u8: "a u8");
+
+impl FromValue for bool {
+    const EXPECTED: &'static str = "a bool (0 or 1)";
+
+    fn from_value(value: Value<'_>) -> Option<Self> {
+        match value {
+            Value::Int(0) => Some(false),
+            Value::Int(1) => Some(true),
+            _ => None,
+        }
+    }
+}
+
+impl FromValue for String {
+    const EXPECTED: &'static str = "a text";
+
+    fn from_value(value: Value<'_>) -> Option<Self> {
+        match value {
+            Value::Text(text) => Some(text.to_owned()),
+            _ => None,
+        }
+    }
+}
+
+impl FromValue for Vec<u8> {
+    const EXPECTED: &'static str = "a blob";
+
+    fn from_value(value: Value<'_>) -> Option<Self> {
+        match value {
+            Value::Blob(bytes) => Some(bytes.to_owned()),
+            _ => None,
+        }
+    }
+}
+
+impl<T: FromValue> FromValue for Option<T> {
+    const EXPECTED: &'static str = T::EXPECTED;
+
+    fn from_value(value: Value<'_>) -> Option<Self> {
+        match value {
+            Value::Null => Some(None),
+            some => T::from_value(some).map(Some),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn json_of(set: &Set) -> serde_json::Value {
+        match Value::from(set) {
+            Value::Text(json) => serde_json::from_str(json).expect("a set is JSON at any time"),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn a_set_is_valid_json_after_every_push() {
+        let mut set = Set::new();
+        assert!(set.is_empty());
+        assert_eq!(json_of(&set), serde_json::json!([]));
+        set.push(&[Value::Int(i64::MIN), Value::Null, Value::Blob(&[0, 255, 16])]);
+        assert_eq!(json_of(&set), serde_json::json!([[i64::MIN, null, "00ff10"]]));
+        set.push(&[]);
+        assert_eq!(json_of(&set), serde_json::json!([[i64::MIN, null, "00ff10"], []]));
+        assert_eq!(set.len(), 2);
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn any_text_survives_its_way_through_json(text in ".*", control in "[\\x00-\\x20\"\\\\]*") {
+            let mut set = Set::new();
+            set.push(&[Value::Text(&text), Value::Text(&control)]);
+            assert_eq!(json_of(&set), serde_json::json!([[text, control]]));
+        }
+    }
+
+    #[test]
+    fn an_option_is_null_or_its_value() {
+        assert_eq!(Value::from(None::<u32>), Value::Null);
+        assert_eq!(Value::from(Some("a")), Value::Text("a"));
+        assert_eq!(Value::from(true), Value::Int(1));
+    }
+
+    #[test]
+    fn what_does_not_fit_is_no_value() {
+        assert_eq!(u64::from_value(Value::Int(-1)), None);
+        assert_eq!(u8::from_value(Value::Int(256)), None);
+        assert_eq!(bool::from_value(Value::Int(2)), None);
+        assert_eq!(String::from_value(Value::Blob(b"a")), None);
+        assert_eq!(i64::from_value(Value::Null), None);
+        assert_eq!(Option::<i64>::from_value(Value::Null), Some(None));
+    }
+}

@@ -1,0 +1,177 @@
+//! One batch of commands in one transaction: read the barrier, decide, have the effects, record the replies.
+
+use std::collections::HashMap;
+
+use bytes::Bytes;
+use db::Tx;
+use saga::{Path, Phase, Reason, StepIndex};
+use wire::messages::Recorded;
+use wire::time::UnixMillis;
+
+use crate::barrier::{self, Decision, Key, Records, Row};
+use crate::{Outcome, Participant, Undone, Work};
+
+/// A command as its participant sees it.
+#[derive(Debug)]
+pub struct Command<I> {
+    /// The saga's id.
+    pub saga: u64,
+    /// The step asked for.
+    pub step: StepIndex,
+    /// What is asked.
+    pub phase: Phase,
+    /// The replies so far.
+    pub path: Path,
+    /// What the saga is about.
+    pub input: I,
+}
+
+impl<I> Command<I> {
+    fn key(&self) -> Key {
+        Key { saga: self.saga, step: self.step }
+    }
+}
+
+/// What a command gets.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Answer {
+    /// A reply, as recorded: it may be sent once the transaction has committed.
+    Reply(Bytes),
+    /// Nothing was done or recorded; the command must come again.
+    Retry(String),
+    /// The barrier's rows contradict each other; an operator has to look.
+    Park(String),
+}
+
+/// Handles a batch inside a transaction. One answer for each command, in their order; none of them may be sent unless
+/// the transaction commits.
+///
+/// A batch may hold a command twice, or an action beside its own compensation: what is on one step is handled one
+/// after the other, each seeing what the one before it has recorded.
+///
+/// # Errors
+/// When the database fails; then the transaction must be rolled back.
+pub fn handle<P: Participant>(
+    participant: &P,
+    tx: &mut Tx<'_>,
+    commands: &[Command<P::Input>],
+    now: UnixMillis,
+) -> Result<Vec<Answer>, db::Error> {
+    let mut answers: Vec<Option<Answer>> = vec![None; commands.len()];
+    for round in rounds(commands) {
+        handle_round(participant, tx, commands, &round, now, &mut answers)?;
+    }
+    let missing = || Answer::Retry("the participant gave no answer".to_owned());
+    Ok(answers.into_iter().map(|answer| answer.unwrap_or_else(missing)).collect())
+}
+
+/// Splits a batch so that no saga is in one round twice: the first round has each saga's first command, the next
+/// one its second, and so on. Nearly always there is one round.
+fn rounds<I>(commands: &[Command<I>]) -> Vec<Vec<usize>> {
+    let mut rounds: Vec<Vec<usize>> = Vec::new();
+    let mut seen: HashMap<u64, usize> = HashMap::with_capacity(commands.len());
+    for (index, command) in commands.iter().enumerate() {
+        let times = seen.entry(command.saga).or_default();
+        if rounds.len() == *times {
+            rounds.push(Vec::with_capacity(commands.len() - index));
+        }
+        rounds[*times].push(index);
+        *times += 1;
+    }
+    rounds
+}
+
+fn handle_round<P: Participant>(
+    participant: &P,
+    tx: &mut Tx<'_>,
+    commands: &[Command<P::Input>],
+    round: &[usize],
+    now: UnixMillis,
+    answers: &mut [Option<Answer>],
+) -> Result<(), db::Error> {
+    let found = barrier::load(tx, round.iter().map(|index| commands[*index].key()))?;
+    let nothing = barrier::Found::default();
+    let mut records = Records::default();
+    let mut acts = Vec::new();
+    let mut undos = Vec::new();
+    for &index in round {
+        let command = &commands[index];
+        let key = command.key();
+        let answer = match barrier::decide(key, command.phase, found.get(&key).unwrap_or(&nothing)) {
+            Err(corrupt) => Answer::Park(corrupt.to_string()),
+            Ok(Decision::Answer(reply)) => Answer::Reply(reply),
+            Ok(Decision::Bury) => {
+                let reply = barrier::tombstone(now);
+                records.push(key, Row::Action, &reply, now);
+                Answer::Reply(reply)
+            }
+            Ok(Decision::BuryAndCompensate) => {
+                records.push(key, Row::Action, &barrier::tombstone(now), now);
+                let reply = barrier::compensated(now);
+                records.push(key, Row::Compensation, &reply, now);
+                Answer::Reply(reply)
+            }
+            Ok(Decision::NothingToUndo) => {
+                let reply = barrier::compensated(now);
+                records.push(key, Row::Compensation, &reply, now);
+                Answer::Reply(reply)
+            }
+            Ok(Decision::Act) => {
+                acts.push(index);
+                continue;
+            }
+            Ok(Decision::Undo) => {
+                undos.push(index);
+                continue;
+            }
+        };
+        answers[index] = Some(answer);
+    }
+
+    if !acts.is_empty() {
+        let outcomes = participant.act(tx, &work(commands, &acts, now))?;
+        assert_eq!(outcomes.len(), acts.len(), "a participant owes one outcome per command");
+        for (&index, outcome) in acts.iter().zip(outcomes) {
+            answers[index] = Some(match acted(outcome, now) {
+                Ok(reply) => {
+                    records.push(commands[index].key(), Row::Action, &reply, now);
+                    Answer::Reply(reply)
+                }
+                Err(why) => Answer::Retry(why),
+            });
+        }
+    }
+    if !undos.is_empty() {
+        let outcomes = participant.undo(tx, &work(commands, &undos, now))?;
+        assert_eq!(outcomes.len(), undos.len(), "a participant owes one outcome per command");
+        for (&index, undone) in undos.iter().zip(outcomes) {
+            answers[index] = Some(match undone {
+                Undone::Done => {
+                    let reply = barrier::compensated(now);
+                    records.push(commands[index].key(), Row::Compensation, &reply, now);
+                    Answer::Reply(reply)
+                }
+                Undone::Retry(why) => Answer::Retry(why),
+            });
+        }
+    }
+    records.write(tx)
+}
+
+fn work<'a, I>(commands: &'a [Command<I>], indices: &[usize], now: UnixMillis) -> Vec<Work<'a, I>> {
+    let one = |&index: &usize| {
+        let Command { saga, step, path, input, .. } = &commands[index];
+        Work { saga: *saga, step: *step, path, input, now }
+    };
+    indices.iter().map(one).collect()
+}
+
+/// The reply to record, or why there is none yet.
+fn acted(outcome: Outcome, now: UnixMillis) -> Result<Bytes, String> {
+    let outcome = match outcome {
+        Outcome::Done(data) => saga::Outcome::Done(data),
+        Outcome::Rejected(why) => saga::Outcome::Rejected(Reason::Refused(why)),
+        Outcome::Retry(why) => return Err(why),
+    };
+    Ok(Recorded { outcome, at: now }.encode())
+}

@@ -1,0 +1,314 @@
+//! The loop around a participant: take what is waiting, one transaction, publish, acknowledge.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bus::{Batch, Bus, Delivery, Envelope, EnvelopeId, Subject, Verdict};
+use bytes::Bytes;
+use db::Db;
+
+use telemetry::metrics::PubsubMetrics;
+use tokio_util::sync::CancellationToken;
+use wire::messages::{self, Purge, Reply, ToOrchestrator, ToParticipant};
+use wire::time::{Clock, UnixMillis};
+
+use crate::batch::{Answer, Command, handle};
+use crate::{Participant, barrier};
+
+/// The bounds of a participant's loop.
+#[derive(Clone, Copy, Debug)]
+pub struct Settings {
+    /// Commands in one transaction at most. A batch never waits to fill.
+    pub batch_commands: usize,
+    /// The delay before a command that got no answer comes again; it doubles with each delivery.
+    pub retry_delay_min: Duration,
+    /// The longest such delay.
+    pub retry_delay_max: Duration,
+    /// After so many deliveries, a command that fails for a reason which trying again cannot mend (a bug, rows that contradict
+    /// each other) is parked. What may mend itself is tried for ever.
+    pub park_after_deliveries: u32,
+    /// Barrier rows are kept at least this long after they were recorded, whatever else is known: longer than any message
+    /// stays under way.
+    pub barrier_retention: Duration,
+}
+
+impl Default for Settings {
+    /// 512 commands, 20 ms to 5 s, 10 deliveries, 24 hours.
+    fn default() -> Self {
+        Settings {
+            batch_commands: 512,
+            retry_delay_min: Duration::from_millis(20),
+            retry_delay_max: Duration::from_secs(5),
+            park_after_deliveries: 10,
+            barrier_retention: Duration::from_secs(24 * 60 * 60),
+        }
+    }
+}
+
+/// What a participant's loop works with.
+pub struct Parts<P> {
+    /// The business.
+    pub participant: P,
+    /// Where its effects and its barrier are: one database, or the barrier is none.
+    pub db: Db,
+    /// Where messages come from and go to.
+    pub bus: Bus,
+    /// Where its commands wait.
+    pub commands: Subject,
+    /// Where its replies go.
+    pub replies: Subject,
+    /// The time that is recorded with replies.
+    pub clock: Clock,
+    /// Counts what it does.
+    pub metrics: PubsubMetrics,
+    /// Its bounds.
+    pub settings: Settings,
+}
+
+/// Runs a participant until `stop` or until the bus is closed. The batch in hand is finished first.
+pub async fn run<P: Participant>(parts: Parts<P>, stop: CancellationToken) {
+    let mut consumer = parts.bus.subscribe(parts.commands);
+    let runner = Runner {
+        participant: Arc::new(parts.participant),
+        rest: RunnerParts {
+            db: parts.db,
+            bus: parts.bus,
+            replies: parts.replies,
+            clock: parts.clock,
+            metrics: parts.metrics,
+            settings: parts.settings,
+        },
+    };
+    let limit = parts.settings.batch_commands.min(runner.rest.bus.limits().frame_envelopes);
+    loop {
+        let batch = tokio::select! {
+            biased;
+            () = stop.cancelled() => return,
+            next = consumer.next(limit) => match next {
+                Ok(batch) => batch,
+                Err(bus::Closed) => return,
+            },
+        };
+        runner.work_off(batch).await;
+    }
+}
+
+struct Runner<P> {
+    participant: Arc<P>,
+    rest: RunnerParts,
+}
+
+struct RunnerParts {
+    db: Db,
+    bus: Bus,
+    replies: Subject,
+    clock: Clock,
+    metrics: PubsubMetrics,
+    settings: Settings,
+}
+
+/// A batch, understood: what to ask the database, and what is settled already.
+struct Sorted<I> {
+    commands: Vec<Command<I>>,
+    /// For each of `commands`, what it answers: the message, and its place in the batch.
+    questions: Vec<(messages::Command, usize)>,
+    purge: Option<Purge>,
+    verdicts: Vec<Verdict>,
+}
+
+impl<P: Participant> Runner<P> {
+    async fn work_off(&self, batch: Batch) {
+        failpoint::hit("participant.received");
+        let metrics = &self.rest.metrics;
+        metrics.batch(batch.deliveries().len());
+        let began = Instant::now();
+        let mut sorted = self.sort(batch.deliveries());
+        let commands = Arc::new(std::mem::take(&mut sorted.commands));
+        let answers = self.answer(&commands, sorted.purge).await;
+        let success = answers.is_ok();
+        metrics.handled(began.elapsed(), success);
+        match answers {
+            Ok(answers) => {
+                failpoint::hit("participant.committed");
+                self.publish(&mut sorted, answers, batch.deliveries()).await;
+                failpoint::hit("participant.published");
+            }
+            Err(error) => self.give_back(&mut sorted, &error, batch.deliveries()),
+        }
+        let acked =
+            sorted.verdicts.iter().filter(|verdict| !matches!(verdict, Verdict::Retry { .. })).count();
+        let returned = sorted.verdicts.len() - acked;
+        metrics.received(true, acked as u64);
+        metrics.received(false, returned as u64);
+        if let Err(forgotten) = batch.settle(sorted.verdicts).await {
+            tracing::debug!(%forgotten, "nothing left to acknowledge");
+        }
+    }
+
+    /// Decodes a batch. What cannot be understood is parked alone.
+    fn sort(&self, deliveries: &[Delivery]) -> Sorted<P::Input> {
+        let mut sorted = Sorted {
+            commands: Vec::with_capacity(deliveries.len()),
+            questions: Vec::with_capacity(deliveries.len()),
+            purge: None,
+            verdicts: vec![Verdict::Ack; deliveries.len()],
+        };
+        for (place, delivery) in deliveries.iter().enumerate() {
+            match self.understand(delivery) {
+                Ok(ToParticipant::Purge(purge)) => sorted.purge = Some(purge),
+                Ok(ToParticipant::Command(command)) => match self.participant.read(&command.carried.input) {
+                    Ok(input) => {
+                        sorted.commands.push(Command {
+                            saga: command.carried.token.saga,
+                            step: command.step,
+                            phase: command.phase,
+                            path: command.carried.token.path.clone(),
+                            input,
+                        });
+                        sorted.questions.push((command, place));
+                    }
+                    Err(bad) => sorted.verdicts[place] = park(delivery, bad.to_string()),
+                },
+                Err(bad) => sorted.verdicts[place] = park(delivery, bad.to_string()),
+            }
+        }
+        sorted
+    }
+
+    fn understand(&self, delivery: &Delivery) -> Result<ToParticipant, messages::DecodeError> {
+        ToParticipant::decode(delivery.envelope.body.clone())
+    }
+
+    /// All commands in one transaction. When that fails for a reason that trying again cannot mend, each alone, so that the
+    /// one at fault holds up no other.
+    async fn answer(
+        &self,
+        commands: &Arc<Vec<Command<P::Input>>>,
+        purge: Option<Purge>,
+    ) -> Result<Vec<Answer>, db::Error> {
+        match self.transact(commands, 0..commands.len(), purge).await {
+            Err(error) if !error.is_transient() && commands.len() > 1 => {
+                tracing::error!(%error, commands = commands.len(), "a batch failed; trying each command alone");
+                let mut answers = Vec::with_capacity(commands.len());
+                for index in 0..commands.len() {
+                    answers.push(match self.transact(commands, index..index + 1, None).await {
+                        Ok(mut one) => one.remove(0),
+                        Err(error) if error.is_transient() => Answer::Retry(error.to_string()),
+                        Err(error) => Answer::Park(error.to_string()),
+                    });
+                }
+                Ok(answers)
+            }
+            other => other,
+        }
+    }
+
+    async fn transact(
+        &self,
+        commands: &Arc<Vec<Command<P::Input>>>,
+        range: std::ops::Range<usize>,
+        purge: Option<Purge>,
+    ) -> Result<Vec<Answer>, db::Error> {
+        let commands = Arc::clone(commands);
+        let participant = Arc::clone(&self.participant);
+        let now = self.rest.clock.now();
+        let retention = self.rest.settings.barrier_retention;
+        self.rest
+            .db
+            .write(move |tx| {
+                let answers = handle(&*participant, tx, &commands[range.clone()], now)?;
+                if let Some(Purge { below }) = purge {
+                    barrier::purge(tx, below, before(now, retention))?;
+                }
+                failpoint::hit("participant.before_commit");
+                Ok(answers)
+            })
+            .await
+    }
+
+    /// Sends the replies in one frame; if it is refused, all of those commands come again and are answered the same.
+    async fn publish(&self, sorted: &mut Sorted<P::Input>, answers: Vec<Answer>, deliveries: &[Delivery]) {
+        let RunnerParts { bus, replies, metrics, settings, .. } = &self.rest;
+        let mut frame = Vec::with_capacity(answers.len());
+        let mut sent = Vec::with_capacity(answers.len());
+        for ((question, place), answer) in sorted.questions.drain(..).zip(answers) {
+            let delivery = &deliveries[place];
+            match answer {
+                Answer::Reply(recorded) => {
+                    frame.push(reply(question, recorded));
+                    sent.push(place);
+                }
+                Answer::Retry(why) => {
+                    let (saga, count) = (question.carried.token.saga, delivery.count);
+                    tracing::warn!(saga, step = %question.step, count, why, "a command got no answer yet");
+                    sorted.verdicts[place] = retry(settings, count);
+                }
+                Answer::Park(why) => {
+                    sorted.verdicts[place] = retry_or_park(settings, delivery, why);
+                }
+            }
+        }
+        if frame.is_empty() {
+            return;
+        }
+        let began = Instant::now();
+        let published = bus.publish(*replies, frame).await;
+        metrics.published(began.elapsed(), published.is_ok());
+        if let Err(refused) = published {
+            tracing::warn!(%refused, replies = sent.len(), "replies were refused; the commands come again");
+            for place in sent {
+                sorted.verdicts[place] = retry(settings, deliveries[place].count);
+            }
+        }
+    }
+
+    /// The whole transaction failed: nothing was done, so everything comes again.
+    fn give_back(&self, sorted: &mut Sorted<P::Input>, error: &db::Error, deliveries: &[Delivery]) {
+        tracing::warn!(%error, commands = sorted.questions.len(), "a batch failed; its commands come again");
+        for (_, place) in sorted.questions.drain(..) {
+            let delivery = &deliveries[place];
+            sorted.verdicts[place] = if error.is_transient() {
+                retry(&self.rest.settings, delivery.count)
+            } else {
+                retry_or_park(&self.rest.settings, delivery, error.to_string())
+            };
+        }
+    }
+}
+
+fn before(now: UnixMillis, retention: Duration) -> UnixMillis {
+    now.saturating_sub(u64::try_from(retention.as_millis()).unwrap_or(u64::MAX))
+}
+
+/// Which reply it is: repeated when the same command is answered again, different for any other command.
+fn reply(question: messages::Command, recorded: Bytes) -> Envelope {
+    let carried = question.carried;
+    let tag = 1 << 40
+        | u64::from(question.step.0) << 32
+        | (question.phase as u64) << 28
+        | (carried.token.mode as u64) << 24
+        | carried.token.path.len() as u64;
+    let id = EnvelopeId::of(carried.token.saga, tag);
+    let message = Reply { carried, step: question.step, phase: question.phase, recorded };
+    Envelope { id, body: ToOrchestrator::Reply(message).encode() }
+}
+
+fn retry(settings: &Settings, count: u32) -> Verdict {
+    let doublings = count.saturating_sub(1).min(16);
+    let after = settings.retry_delay_min.saturating_mul(1 << doublings).min(settings.retry_delay_max);
+    Verdict::Retry { after }
+}
+
+fn retry_or_park(settings: &Settings, delivery: &Delivery, why: String) -> Verdict {
+    if delivery.count < settings.park_after_deliveries {
+        tracing::warn!(id = %delivery.envelope.id, count = delivery.count, why, "a command failed; it comes again");
+        retry(settings, delivery.count)
+    } else {
+        park(delivery, why)
+    }
+}
+
+fn park(delivery: &Delivery, reason: String) -> Verdict {
+    tracing::error!(id = %delivery.envelope.id, count = delivery.count, reason, "a command was parked");
+    Verdict::Park { reason }
+}

@@ -1,0 +1,206 @@
+//! What stands around a router: limits, CORS, metrics, and errors in the API's own form.
+//!
+//! [`measured`] goes around each service's own routes, [`protected`] once around them all. What never
+//! happens: a handler runs with a body above the limit or while too many others run; a request is refused
+//! in any other form than `{"msg": ...}`; a raw path becomes a metric's label; a request that went well
+//! writes a log line.
+
+use std::any::Any;
+use std::panic::AssertUnwindSafe;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Router;
+use axum::body::{Body, HttpBody};
+use axum::extract::{DefaultBodyLimit, MatchedPath, Request, State};
+use axum::middleware::{Next, from_fn_with_state};
+use axum::response::{IntoResponse, Response};
+use futures_util::FutureExt;
+use http::header::{
+    AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, REFERRER_POLICY, RETRY_AFTER,
+    X_CONTENT_TYPE_OPTIONS, X_FRAME_OPTIONS,
+};
+use http::{Method, StatusCode};
+use http_body_util::Limited;
+use serde::{Deserialize, Serialize};
+use telemetry::HttpMetrics;
+use tokio::sync::Semaphore;
+use tower_http::cors::{AllowOrigin, CorsLayer};
+
+use crate::error::{ApiError, RETRY_AFTER_SECONDS};
+
+/// How long a browser may remember the answer to a preflight.
+const PREFLIGHT_MAX_AGE: Duration = Duration::from_secs(600);
+
+/// The limits around a router.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct EdgeConfig {
+    /// The largest request body, in bytes.
+    pub body_limit_bytes: usize,
+    /// How many requests are handled at once; further ones are answered 503 at once. A request counts
+    /// until its answer's head is there, so that an open event stream does not count.
+    pub max_in_flight_requests: usize,
+    /// The origins (scheme, host, port) whose pages may call the API. None: no CORS headers at all.
+    pub cors_allowed_origins: Vec<String>,
+}
+
+impl Default for EdgeConfig {
+    fn default() -> EdgeConfig {
+        EdgeConfig {
+            body_limit_bytes: BodyLimit::default().bytes(),
+            max_in_flight_requests: 4096,
+            cors_allowed_origins: Vec::new(),
+        }
+    }
+}
+
+/// An entry of `cors_allowed_origins` that is no origin.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "cors_allowed_origins: {0:?} is not an origin; write scheme://host or scheme://host:port, without a path"
+)]
+pub struct InvalidOrigin(pub String);
+
+/// The largest body, in bytes, for extractors that have to name it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct BodyLimit(usize);
+
+impl BodyLimit {
+    /// The limit in bytes.
+    pub fn bytes(self) -> usize {
+        self.0
+    }
+}
+
+impl Default for BodyLimit {
+    fn default() -> BodyLimit {
+        BodyLimit(64 * 1024)
+    }
+}
+
+/// Counts the router's requests by matched route, method and status.
+pub fn measured(router: Router, metrics: HttpMetrics) -> Router {
+    router.layer(from_fn_with_state(metrics, measure))
+}
+
+async fn measure(State(metrics): State<HttpMetrics>, request: Request, next: Next) -> Response {
+    let route =
+        request.extensions().get::<MatchedPath>().map_or(telemetry::metrics::OTHER, MatchedPath::as_str);
+    let counted = metrics.begin(route, request.method().as_str());
+    let response = next.run(request).await;
+    counted.finish(response.status().as_u16(), response.body().size_hint().exact());
+    response
+}
+
+/// Puts the limits around a router, which then has no fallback of its own: unknown paths are 404, known
+/// paths with another method 405.
+///
+/// # Errors
+/// [`InvalidOrigin`] for a CORS origin that is none.
+pub fn protected(router: Router, config: &EdgeConfig) -> Result<Router, InvalidOrigin> {
+    let guard = Guard {
+        body_limit: BodyLimit(config.body_limit_bytes),
+        in_flight: Arc::new(Semaphore::new(config.max_in_flight_requests.min(Semaphore::MAX_PERMITS))),
+    };
+    let router = router
+        .fallback(|| async { ApiError::not_found("no such path") })
+        .method_not_allowed_fallback(|| async {
+            ApiError::new(StatusCode::METHOD_NOT_ALLOWED, "method not allowed on this path")
+        })
+        // The guard limits bodies itself, so that a refusal has the API's form.
+        .layer(DefaultBodyLimit::disable())
+        .layer(from_fn_with_state(guard, stand_guard));
+    if config.cors_allowed_origins.is_empty() {
+        return Ok(router);
+    }
+    Ok(router.layer(cors(&config.cors_allowed_origins)?))
+}
+
+fn cors(origins: &[String]) -> Result<CorsLayer, InvalidOrigin> {
+    let origins: Vec<HeaderValue> =
+        origins.iter().map(|text| parse_origin(text)).collect::<Result<_, _>>()?;
+    Ok(CorsLayer::new()
+        .allow_origin(AllowOrigin::list(origins))
+        .allow_methods([Method::GET, Method::POST, Method::PUT])
+        .allow_headers([
+            AUTHORIZATION,
+            CONTENT_TYPE,
+            HeaderName::from_static("idempotency-key"),
+            HeaderName::from_static("last-event-id"),
+        ])
+        .expose_headers([RETRY_AFTER])
+        .max_age(PREFLIGHT_MAX_AGE))
+}
+
+/// An origin is compared with the header byte by byte, so it must be written as browsers write it.
+fn parse_origin(text: &str) -> Result<HeaderValue, InvalidOrigin> {
+    let invalid = || InvalidOrigin(text.to_owned());
+    let uri: http::Uri = text.parse().map_err(|_| invalid())?;
+    let (Some(scheme), Some(authority)) = (uri.scheme_str(), uri.authority()) else { return Err(invalid()) };
+    let canonical = format!("{scheme}://{authority}").to_ascii_lowercase();
+    if canonical != text || authority.as_str().contains('@') {
+        return Err(invalid());
+    }
+    HeaderValue::from_str(text).map_err(|_| invalid())
+}
+
+#[derive(Clone)]
+struct Guard {
+    body_limit: BodyLimit,
+    in_flight: Arc<Semaphore>,
+}
+
+/// One layer for all of it: each further layer of an axum router costs every request an allocation.
+async fn stand_guard(State(guard): State<Guard>, request: Request, next: Next) -> Response {
+    let mut response = guard.handle(request, next).await;
+    harden(response.headers_mut());
+    response
+}
+
+impl Guard {
+    async fn handle(&self, request: Request, next: Next) -> Response {
+        let Ok(_counted) = self.in_flight.try_acquire() else {
+            return ApiError::unavailable("too many requests in flight, try again", RETRY_AFTER_SECONDS)
+                .into_response();
+        };
+        let request = match self.limit_body(request) {
+            Ok(request) => request,
+            Err(refusal) => return refusal.into_response(),
+        };
+        // Where the build unwinds (the release profile aborts instead), a panic costs one request only. The
+        // handler's state is shared through locks that poison and channels that close, never half-written.
+        match AssertUnwindSafe(next.run(request)).catch_unwind().await {
+            Ok(response) => response,
+            Err(panic) => ApiError::internal(format_args!("a handler panicked: {}", panic_text(&*panic)))
+                .into_response(),
+        }
+    }
+
+    /// Refuses a body that says it is too large; bounds one that does not say how large it is.
+    fn limit_body(&self, mut request: Request) -> Result<Request, ApiError> {
+        let limit = self.body_limit.bytes();
+        let size = request.body().size_hint();
+        if size.lower() > limit as u64 {
+            return Err(ApiError::too_large(limit));
+        }
+        request.extensions_mut().insert(self.body_limit);
+        if size.exact().is_some() {
+            return Ok(request);
+        }
+        Ok(request.map(|body| Body::new(Limited::new(body, limit))))
+    }
+}
+
+fn panic_text(panic: &(dyn Any + Send)) -> &str {
+    let text = panic.downcast_ref::<&str>().copied();
+    text.or_else(|| panic.downcast_ref::<String>().map(String::as_str)).unwrap_or("no message")
+}
+
+/// Headers that cost an API nothing and keep a browser from reading more into an answer than there is. A
+/// handler's own value stands.
+fn harden(headers: &mut HeaderMap) {
+    headers.entry(X_CONTENT_TYPE_OPTIONS).or_insert(HeaderValue::from_static("nosniff"));
+    headers.entry(X_FRAME_OPTIONS).or_insert(HeaderValue::from_static("DENY"));
+    headers.entry(REFERRER_POLICY).or_insert(HeaderValue::from_static("no-referrer"));
+}

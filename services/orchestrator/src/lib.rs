@@ -1,0 +1,148 @@
+//! The orchestrator: drives sagas from message to message and keeps nothing in between.
+//!
+//! A loop around the engine: take what is waiting, ask [`saga::start`] or [`saga::advance`] what each message
+//! calls for, publish all of it, acknowledge. Any replica can take any message of any saga. When one dies, its batch is
+//! delivered again, and what it had published comes a second time with the same ids and the same meaning.
+//!
+//! What never happens: a message is acknowledged before everything that it calls for has been taken by the bus. A
+//! refusal of one frame is never hidden by the success of another: the messages behind it come again.
+//!
+//! It knows no saga of its own. [`Book`] says which ones it drives, and where their participants take commands.
+
+mod plan;
+
+use std::time::{Duration, Instant};
+
+use bus::{Batch, Bus, Delivery, Envelope, Subject, Verdict};
+use telemetry::metrics::PubsubMetrics;
+use tokio_util::sync::CancellationToken;
+
+pub use plan::{Book, Refused};
+
+/// The bounds of an orchestrator's loop.
+#[derive(Clone, Copy, Debug)]
+pub struct Settings {
+    /// Messages handled together at most. A batch never waits to fill.
+    pub batch_messages: usize,
+    /// The delay before a message comes again whose effects the bus refused; it doubles with each delivery.
+    pub retry_delay_min: Duration,
+    /// The longest such delay.
+    pub retry_delay_max: Duration,
+}
+
+impl Default for Settings {
+    /// 512 messages, 20 ms to 5 s.
+    fn default() -> Self {
+        Settings {
+            batch_messages: 512,
+            retry_delay_min: Duration::from_millis(20),
+            retry_delay_max: Duration::from_secs(5),
+        }
+    }
+}
+
+/// What an orchestrator works with.
+pub struct Parts {
+    /// The sagas it drives.
+    pub book: Book,
+    /// Where messages come from and go to.
+    pub bus: Bus,
+    /// Where its own messages wait.
+    pub subject: Subject,
+    /// Counts what it does.
+    pub metrics: PubsubMetrics,
+    /// Its bounds.
+    pub settings: Settings,
+}
+
+/// Runs an orchestrator until `stop` or until the bus is closed. The batch in hand is finished first.
+pub async fn run(parts: Parts, stop: CancellationToken) {
+    let mut consumer = parts.bus.subscribe(parts.subject);
+    // Each message calls for at most one message on each subject, so no frame is larger than the batch.
+    let limit = parts.settings.batch_messages.min(parts.bus.limits().frame_envelopes);
+    loop {
+        let batch = tokio::select! {
+            biased;
+            () = stop.cancelled() => return,
+            next = consumer.next(limit) => match next {
+                Ok(batch) => batch,
+                Err(bus::Closed) => return,
+            },
+        };
+        parts.work_off(batch).await;
+    }
+}
+
+/// A frame in the making, and which deliveries it is for.
+struct Frame {
+    subject: Subject,
+    envelopes: Vec<Envelope>,
+    causes: Vec<usize>,
+}
+
+impl Parts {
+    async fn work_off(&self, batch: Batch) {
+        failpoint::hit("orchestrator.received");
+        let began = Instant::now();
+        let deliveries = batch.deliveries();
+        self.metrics.batch(deliveries.len());
+        let mut verdicts = vec![Verdict::Ack; deliveries.len()];
+        for frame in self.plan(deliveries, &mut verdicts) {
+            self.publish(frame, deliveries, &mut verdicts).await;
+        }
+        failpoint::hit("orchestrator.published");
+        let returned = verdicts.iter().filter(|verdict| matches!(verdict, Verdict::Retry { .. })).count();
+        self.metrics.received(true, (verdicts.len() - returned) as u64);
+        self.metrics.received(false, returned as u64);
+        self.metrics.handled(began.elapsed(), returned == 0);
+        if let Err(forgotten) = batch.settle(verdicts).await {
+            tracing::debug!(%forgotten, "nothing left to acknowledge");
+        }
+    }
+
+    /// What a batch calls for, one frame a subject. What cannot be decided is parked alone.
+    fn plan(&self, deliveries: &[Delivery], verdicts: &mut [Verdict]) -> Vec<Frame> {
+        let mut frames: Vec<Frame> = Vec::new();
+        for (place, delivery) in deliveries.iter().enumerate() {
+            match self.book.plan(delivery.envelope.body.clone()) {
+                Ok(messages) => {
+                    for (subject, envelope) in messages {
+                        let frame = match frames.iter_mut().find(|frame| frame.subject == subject) {
+                            Some(frame) => frame,
+                            None => {
+                                frames.push(Frame { subject, envelopes: Vec::new(), causes: Vec::new() });
+                                frames.last_mut().expect("a frame was pushed")
+                            }
+                        };
+                        frame.envelopes.push(envelope);
+                        frame.causes.push(place);
+                    }
+                }
+                Err(refused) => {
+                    tracing::error!(id = %delivery.envelope.id, %refused, "a message was parked");
+                    verdicts[place] = Verdict::Park { reason: refused.to_string() };
+                }
+            }
+        }
+        frames
+    }
+
+    async fn publish(&self, frame: Frame, deliveries: &[Delivery], verdicts: &mut [Verdict]) {
+        let Frame { subject, envelopes, causes } = frame;
+        let began = Instant::now();
+        let published = self.bus.publish(subject, envelopes).await;
+        self.metrics.published(began.elapsed(), published.is_ok());
+        if let Err(refused) = published {
+            tracing::warn!(%refused, messages = causes.len(), "a frame was refused; its causes come again");
+            for place in causes {
+                verdicts[place] = Verdict::Retry { after: self.delay(deliveries[place].count) };
+            }
+        }
+    }
+
+    fn delay(&self, count: u32) -> Duration {
+        let doublings = count.saturating_sub(1).min(16);
+        let Settings { retry_delay_min, retry_delay_max, .. } = self.settings;
+        retry_delay_min.saturating_mul(1 << doublings).min(retry_delay_max)
+    }
+}

@@ -1,0 +1,136 @@
+//! From one message to the messages that it calls for: pure, so that a test can assert them.
+
+use std::collections::HashMap;
+
+use bus::{Envelope, EnvelopeId, Subject};
+use bytes::Bytes;
+use saga::{Definition, Effects, Illegal, Phase, StepIndex};
+use wire::messages::{
+    Carried, Command, DecodeError, Progress, Recorded, Reply, Start, ToOrchestrator, ToParticipant,
+};
+
+/// A message that an orchestrator cannot act upon, now or later.
+#[derive(Debug, thiserror::Error)]
+pub enum Refused {
+    /// It cannot be understood.
+    #[error(transparent)]
+    Undecodable(#[from] DecodeError),
+    /// Its saga is none of this orchestrator's.
+    #[error("no definition {name:?} version {version} is known here")]
+    UnknownDefinition {
+        /// The definition's name.
+        name: String,
+        /// Its version.
+        version: u32,
+    },
+    /// It is a reply that its saga cannot get.
+    #[error("saga {saga}: {illegal}")]
+    Illegal {
+        /// The saga.
+        saga: u64,
+        /// Why not.
+        illegal: Illegal,
+    },
+}
+
+/// The messages to publish for one.
+type Messages = Vec<(Subject, Envelope)>;
+type Drive = Box<dyn Fn(Carried, Option<Answered>) -> Result<Messages, Refused> + Send + Sync>;
+
+/// A reply without the saga that it came with.
+struct Answered {
+    step: StepIndex,
+    phase: Phase,
+    recorded: Bytes,
+}
+
+/// The sagas that an orchestrator drives, by definition name and version.
+#[derive(Default)]
+pub struct Book(HashMap<&'static str, Vec<(u32, Drive)>>);
+
+impl Book {
+    /// A book without sagas.
+    pub fn new() -> Book {
+        Book::default()
+    }
+
+    /// Adds a definition: `commands` says where each step's participant takes its commands, `progress` where the one
+    /// who starts these sagas hears of them.
+    ///
+    /// # Panics
+    /// When the definition's name and version are in the book already.
+    #[must_use]
+    pub fn with<S: Copy + Send + Sync + 'static>(
+        mut self,
+        definition: Definition<S>,
+        commands: fn(S) -> Subject,
+        progress: Subject,
+    ) -> Book {
+        let versions = self.0.entry(definition.name()).or_default();
+        let version = definition.version();
+        assert!(
+            versions.iter().all(|(known, _)| *known != version),
+            "definition {:?} version {version} is in the book twice",
+            definition.name(),
+        );
+        let drive = move |carried: Carried, answered: Option<Answered>| {
+            let saga = carried.token.saga;
+            let token = carried.token.clone();
+            let effects = match answered {
+                None => saga::start(&definition, saga, token.mode),
+                Some(Answered { step, phase, recorded }) => {
+                    let Recorded { outcome, at } = Recorded::decode(&recorded)?;
+                    let reply = saga::Reply { step, phase, outcome, at };
+                    saga::advance(&definition, token, reply)
+                        .map_err(|illegal| Refused::Illegal { saga, illegal })?
+                }
+            };
+            Ok(messages(effects, carried, commands, progress))
+        };
+        versions.push((version, Box::new(drive)));
+        self
+    }
+
+    /// The messages that one message calls for.
+    ///
+    /// # Errors
+    /// [`Refused`] when nothing can ever be done about it.
+    pub fn plan(&self, body: Bytes) -> Result<Messages, Refused> {
+        let (carried, answered) = match ToOrchestrator::decode(body)? {
+            ToOrchestrator::Start(Start { carried }) => (carried, None),
+            ToOrchestrator::Reply(Reply { carried, step, phase, recorded }) => {
+                (carried, Some(Answered { step, phase, recorded }))
+            }
+        };
+        let versions = self.0.get(carried.definition.as_str());
+        match versions.and_then(|versions| versions.iter().find(|(known, _)| *known == carried.version)) {
+            Some((_, drive)) => drive(carried, answered),
+            None => Err(Refused::UnknownDefinition { name: carried.definition, version: carried.version }),
+        }
+    }
+}
+
+/// Effects as messages. Each carries the saga as it now stands; its id is a function of what it says.
+fn messages<S: Copy>(
+    effects: Effects<S>,
+    carried: Carried,
+    commands: fn(S) -> Subject,
+    progress: Subject,
+) -> Messages {
+    let Effects { token, ask, tell } = effects;
+    let saga = token.saga;
+    let place = u64::from(u8::try_from(token.path.len()).unwrap_or(u8::MAX)) | (token.mode as u64) << 8;
+    let carried = Carried { token, ..carried };
+    let mut messages = Vec::with_capacity(2);
+    if tell.is_some() {
+        let body = Progress { carried: carried.clone() }.encode();
+        messages.push((progress, Envelope { id: EnvelopeId::of(saga, 2 << 40 | place), body }));
+    }
+    if let Some(ask) = ask {
+        let tag = 3 << 40 | u64::from(ask.index.0) << 32 | (ask.phase as u64) << 16 | place;
+        let command = Command { carried, step: ask.index, phase: ask.phase };
+        let body = ToParticipant::Command(command).encode();
+        messages.push((commands(ask.step), Envelope { id: EnvelopeId::of(saga, tag), body }));
+    }
+    messages
+}
