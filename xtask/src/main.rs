@@ -1,1 +1,81 @@
-fn main() {}
+//! Developer commands: `cargo xtask test`, `cargo xtask ci`, `cargo xtask mutants`.
+//!
+//! Only the standard library is used, so that the first command on a new machine is compiled in a second. What
+//! never happens: a command is run that is not printed; a step is skipped without a word; a failure is passed.
+
+#![allow(clippy::print_stdout, clippy::print_stderr, reason = "a program for a developer's terminal")]
+
+mod machine;
+mod mutants;
+mod mutation;
+mod steps;
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use steps::Steps;
+
+const USAGE: &str = "\
+usage: cargo xtask COMMAND
+
+  test            install what the tests need (Debian packages), then run every test, doc tests included
+  ci              check the format, lint, check the dependencies (if cargo-deny is installed), then test
+  mutants [NAME]  put each known bug (or the one of this name) into a copy of the tree, and see a test fail
+";
+
+fn main() -> ExitCode {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    let mut steps = Steps::new(root());
+    let done = match arguments[..] {
+        ["test"] => test(&mut steps),
+        ["ci"] => ci(&mut steps),
+        ["mutants"] => mutation::run(root(), None),
+        ["mutants", name] => mutation::run(root(), Some(name)),
+        _ => {
+            eprint!("{USAGE}");
+            return ExitCode::from(2);
+        }
+    };
+    steps.summary();
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("xtask: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// What ends a command.
+type Error = Box<dyn std::error::Error>;
+
+fn root() -> &'static Path {
+    // This package is one level below the workspace.
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap_or(Path::new("."))
+}
+
+/// The cargo that runs this command.
+fn cargo() -> PathBuf {
+    std::env::var_os("CARGO").map_or_else(|| PathBuf::from("cargo"), PathBuf::from)
+}
+
+fn test(steps: &mut Steps) -> Result<(), Error> {
+    machine::install_missing_programs(steps)?;
+    steps.cargo("tests", &["test", "--locked", "--workspace"])
+}
+
+fn ci(steps: &mut Steps) -> Result<(), Error> {
+    machine::install_missing_components(steps)?;
+    steps.cargo("format", &["fmt", "--all", "--check"])?;
+    let lints = ["clippy", "--locked", "--workspace", "--all-targets", "--", "--deny", "warnings"];
+    steps.cargo("lints", &lints)?;
+    if machine::finds("cargo-deny") {
+        steps.cargo("dependencies", &["deny", "check"])?;
+    } else {
+        println!(
+            "\n!! SKIPPED: dependencies are not checked against deny.toml; cargo install --locked cargo-deny\n"
+        );
+    }
+    test(steps)
+}

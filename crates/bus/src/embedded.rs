@@ -4,9 +4,10 @@
 //!
 //! Never happens:
 //! - a ready envelope that no consumer is on its way to, while one waits (see [`Queue::next`]);
-//! - a place in the bound that is counted twice or not given back: an envelope is ready, delayed or in hand, and
-//!   moves between these under the queue's lock;
-//! - a batch from before [`Embedded::clear`] that changes what came after it: each batch carries the queue's epoch.
+//! - a place in the bound that is counted twice or not given back: an envelope is ready, delayed or in hand,
+//!   and moves between these under the queue's lock;
+//! - a batch from before [`Embedded::clear`] that changes what came after it: each batch carries the queue's
+//!   epoch.
 //!
 //! Locks are taken in the order subjects, queue, dead letters.
 
@@ -120,8 +121,8 @@ impl Embedded {
         sum
     }
 
-    /// Holds all locks at once: were the queues emptied one after the other, a message could be lost and one that
-    /// was sent before it survive, which no death of a bus brings about.
+    /// Holds all locks at once: were the queues emptied one after the other, a message could be lost and one
+    /// that was sent before it survive, which no death of a bus brings about.
     pub(crate) fn clear(&self) {
         let subjects = self.subjects_mut();
         let mut states: Vec<_> = subjects.queues.values().map(|queue| queue.state()).collect();
@@ -222,10 +223,11 @@ impl Queue {
 
     /// Takes what is ready, or waits.
     ///
-    /// No wakeup is lost although a permit wakes only one consumer and several permits merge into one, because
-    /// "somebody has to look" is handed on until nobody has to. Who leaves while anything is ready or delayed wakes the
-    /// next; who finds nothing ready stays and sleeps until the first delay is over. The delayed matter as much as the
-    /// ready: the one consumer that sleeps on a delay may leave with other work, or be dropped.
+    /// No wakeup is lost although a permit wakes only one consumer and several permits merge into one,
+    /// because "somebody has to look" is handed on until nobody has to: who leaves while anything is ready or
+    /// delayed wakes the next; who finds nothing ready stays, and sleeps until the first delay is over. The
+    /// delayed count as well since the only consumer that sleeps on a delay may be dropped or leave with
+    /// other work; and so nothing rests on the order in which waiters are woken.
     async fn next(self: &Arc<Self>, max_envelopes: usize) -> Result<Hand, Closed> {
         let leave = WakeNext(self);
         loop {
@@ -410,7 +412,8 @@ impl State {
         parked
     }
 
-    /// They go to the back: a batch that kills each handler that takes it must not keep the others from the rest.
+    /// They go to the back: a batch that kills each handler that takes it must not keep the others from the
+    /// rest.
     fn give_back(&mut self, deliveries: Vec<Delivery>) {
         self.in_hand -= deliveries.len();
         self.ready.extend(deliveries.into_iter().map(Delivery::again));

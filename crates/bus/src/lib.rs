@@ -1,39 +1,41 @@
 //! Work queues that carry frames of envelopes between services.
 //!
 //! A [`Subject`] names a work queue. Publishers hand it frames of [`Envelope`]s, competing [`Consumer`]s take
-//! whatever is waiting as a [`Batch`], and give a [`Verdict`] on every envelope of it. What an envelope says is
-//! none of the bus's business.
+//! whatever is waiting as a [`Batch`], and give a [`Verdict`] on every envelope of it. What an envelope says
+//! is none of the bus's business.
 //!
 //! # The delivery contract
 //!
 //! Every backend keeps it; `tests/contract.rs` holds a test for each clause.
 //!
-//! 1. **Publishing.** [`Bus::publish`] returns once the bus has taken the frame. A frame is taken whole or refused
-//!    whole: a refused one left nothing behind. Publishing never waits for room. Services publish in circles
-//!    (a command one way, its reply the other), so two that wait for room in each other's queue would wait
-//!    for ever; a refusal instead travels back to whoever can still say no, in the end to the customer.
+//! 1. **Publishing.** [`Bus::publish`] returns once the bus has taken the frame. A frame is taken whole or
+//!    refused whole: a refused one left nothing behind. Publishing never waits for room. Services publish in
+//!    circles (a command one way, its reply the other), so two that wait for room in each other's queue would
+//!    wait for ever; a refusal instead travels back to whoever can still say no, in the end to the customer.
 //! 2. **At least once.** While the bus lives, every envelope taken is delivered until a verdict of
-//!    [`Verdict::Ack`] or [`Verdict::Park`] ends it. It is in the hand of one consumer at a time, but it may come
-//!    again after the effects of an earlier delivery are done: consumers must recognise what they have seen.
+//!    [`Verdict::Ack`] or [`Verdict::Park`] ends it. It may come again after the effects of an earlier
+//!    delivery are done, and a backend that cannot see its consumers die may deliver it to a second one while
+//!    a slow first one still works on it (the embedded bus sees, and does not): consumers must recognise what
+//!    was done.
 //! 3. **Order.** None is promised, neither between frames nor within one.
-//! 4. **Batches.** A batch is what is waiting, up to the size asked for: never empty, never waited for. It may
-//!    join several frames or hold part of one. The verdicts are per envelope: one envelope's fate never touches
-//!    that of its neighbours.
-//! 5. **Redelivery.** [`Verdict::Retry`] brings the envelope back after its delay, not before. A batch that is
-//!    dropped without verdicts (the handler panicked, its task was aborted) comes back whole and at once.
+//! 4. **Batches.** A batch is what is waiting, up to the size asked for: never empty, never waited for. It
+//!    may join several frames or hold part of one. The verdicts are per envelope: one envelope's fate never
+//!    touches that of its neighbours.
+//! 5. **Redelivery.** [`Verdict::Retry`] brings the envelope back after its delay, not before. A batch that
+//!    is dropped without verdicts (the handler panicked, its task was aborted) comes back whole and at once.
 //! 6. **Delivery count.** [`Delivery::count`] is 1 at first and grows by 1 with each delivery. The bus itself
 //!    never gives up on an envelope: who handles it decides, by the count, when to park it.
 //! 7. **Parking.** [`Verdict::Park`] takes one envelope out and keeps it with the reason among the dead
 //!    letters ([`Bus::parked`]). These are bounded: the oldest is dropped, and counted.
-//! 8. **Bounds.** A queue holds at most [`Limits::queue_envelopes`], counting what is ready, delayed and in hand,
-//!    and refuses what goes beyond. What it took it never drops: an envelope that is retried, or whose batch
-//!    was dropped, still occupies its place, so there is always room for it to come back.
-//! 9. **Closing.** After [`Bus::close`] publishing is refused and consumers are told [`Closed`] at once, even if
-//!    something is ready. Batches in hand can still be settled. What is left goes with the bus, see 10.
-//! 10. **Loss.** A bus that dies may forget everything: ready, delayed, in hand, parked ([`Bus::clear`] does it at
-//!     will). That is enough because nobody uses the bus as the only place where something is known: whoever
-//!     publishes can publish again from its own database, and does so until it sees the outcome. Hence the
-//!     embedded bus writes nothing to disk, and no backend's durability is relied upon.
+//! 8. **Bounds.** A queue holds at most [`Limits::queue_envelopes`], counting what is ready, delayed and in
+//!    hand, and refuses what goes beyond. What it took it never drops: an envelope that is retried, or whose
+//!    batch was dropped, still occupies its place, so there is always room for it to come back.
+//! 9. **Closing.** After [`Bus::close`] publishing is refused and consumers are told [`Closed`] at once, even
+//!    if something is ready. Batches in hand can still be settled. What is left goes with the bus, see 10.
+//! 10. **Loss.** A bus that dies may forget everything: ready, delayed, in hand, parked ([`Bus::clear`] does
+//!     it at will). That is enough because nobody uses the bus as the only place where something is known:
+//!     whoever publishes can publish again from its own database, and does so until it sees the outcome.
+//!     Hence the embedded bus writes nothing to disk, and no backend's durability is relied upon.
 //!
 //! # What never happens
 //!
@@ -62,14 +64,14 @@ impl fmt::Display for Subject {
     }
 }
 
-/// Says which meaning an envelope has: publishing the same meaning again repeats the id, and two meanings never
-/// share one. The bus carries it and promises nothing about repeats; consumers and logs rely on it.
+/// Says which meaning an envelope has: publishing the same meaning again repeats the id, and two meanings
+/// never share one. The bus carries it and promises nothing about repeats; consumers and logs rely on it.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct EnvelopeId(u128);
 
 impl EnvelopeId {
-    /// The id of part `tag` of a conversation. Both halves are kept as they are, so the id is unique exactly when
-    /// the pair is.
+    /// The id of part `tag` of a conversation. Both halves are kept as they are, so the id is unique exactly
+    /// when the pair is.
     pub const fn of(conversation: u64, tag: u64) -> Self {
         Self(((conversation as u128) << u64::BITS) | tag as u128)
     }
@@ -102,8 +104,8 @@ pub struct Envelope {
     pub body: Bytes,
 }
 
-/// The bounds of a bus. Each queue's bodies stay below `queue_envelopes * body_bytes`, the dead letters' below
-/// `parked_letters * body_bytes`.
+/// The bounds of a bus. Each queue's bodies stay below `queue_envelopes * body_bytes`, the dead letters'
+/// below `parked_letters * body_bytes`.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Limits {
     /// Envelopes that one subject's queue holds at most: ready, delayed and in hand.
@@ -146,19 +148,20 @@ impl Bus {
         }
     }
 
-    /// Hands a frame over; returns once the bus has taken all of it. Never waits for room. An empty frame is taken
-    /// and is nothing.
+    /// Hands a frame over; returns once the bus has taken all of it. Never waits for room. An empty frame is
+    /// taken and is nothing.
     ///
     /// # Errors
-    /// When the frame is refused; then no part of it was taken. See [`PublishError`] for what may be tried again.
+    /// When the frame is refused; then no part of it was taken. See [`PublishError`] for what may be tried
+    /// again.
     pub async fn publish(&self, subject: Subject, frame: Vec<Envelope>) -> Result<(), PublishError> {
         match self {
             Bus::Embedded(bus) => bus.publish(subject, frame),
         }
     }
 
-    /// Joins the consumers that compete for one subject's envelopes. The queue exists from its first mention on,
-    /// so what was published before the first subscription waits for it.
+    /// Joins the consumers that compete for one subject's envelopes. The queue exists from its first mention
+    /// on, so what was published before the first subscription waits for it.
     pub fn subscribe(&self, subject: Subject) -> Consumer {
         match self {
             Bus::Embedded(bus) => Consumer(bus.subscribe(subject)),
@@ -186,8 +189,8 @@ impl Bus {
         }
     }
 
-    /// Forgets everything in one instant, as a bus that died would: what is ready, delayed and in hand, and the
-    /// dead letters. The bus then goes on, empty. Batches in hand settle into nothing:
+    /// Forgets everything in one instant, as a bus that died would: what is ready, delayed and in hand, and
+    /// the dead letters. The bus then goes on, empty. Batches in hand settle into nothing:
     /// [`SettleError::Forgotten`]. The counters go on. For tests of clause 10.
     pub fn clear(&self) {
         match self {
@@ -222,8 +225,8 @@ impl Consumer {
     }
 }
 
-/// Envelopes in the hand of one consumer, never empty. They are nobody else's until they are settled; dropping the
-/// batch without settling brings all of it back at once.
+/// Envelopes in the hand of one consumer, never empty. Dropping the batch without settling brings all of
+/// it back at once.
 #[derive(Debug)]
 #[must_use = "a batch that is dropped comes again"]
 pub struct Batch(embedded::Hand);
@@ -237,8 +240,8 @@ impl Batch {
     /// Ends the batch with one verdict per delivery, in the order of [`Batch::deliveries`].
     ///
     /// # Errors
-    /// When the verdicts did not take effect. The caller has nothing to make good: what is still known to the bus comes
-    /// again, what is not is published again by its sender.
+    /// When the verdicts did not take effect. The caller has nothing to make good: what is still known to the
+    /// bus comes again, what is not is published again by its sender.
     ///
     /// # Panics
     /// When there is not exactly one verdict per delivery: a bug in the caller. The batch comes again.

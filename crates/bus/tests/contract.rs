@@ -1,12 +1,14 @@
 //! The delivery contract at the head of the crate, clause by clause, run against each backend.
 //!
-//! A backend joins with one `contract!` line. The clauses use nothing but the public API and no knowledge of the
-//! backend; where they wait, they wait for a condition. `QUIET` is how long nothing must happen for "it does not
-//! come" to be believed; where a backend runs on tokio's clock, that is paused and the wait costs nothing.
+//! A backend joins with one `contract!` line. The clauses use nothing but the public API and no knowledge of
+//! the backend; where they wait, they wait for a condition. `QUIET` is how long nothing must happen for "it
+//! does not come" to be believed; where a backend runs on tokio's clock, that is paused and the wait costs
+//! nothing.
 #![allow(clippy::unwrap_used, reason = "all of this file is tests, also what carries no test attribute")]
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::future::Future;
+use std::hint::spin_loop;
 use std::ops::Range;
 use std::pin::{Pin, pin};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -19,8 +21,9 @@ use bus::{
     RETRY_DELAY_MAX, SettleError, Subject, Verdict,
 };
 use bytes::Bytes;
+use tokio::runtime::Handle;
 use tokio::sync::Barrier;
-use tokio::task::{JoinSet, yield_now};
+use tokio::task::{JoinSet, spawn_blocking, yield_now};
 use tokio::time::{Instant, timeout};
 
 const WORK: Subject = Subject("contract.work");
@@ -34,8 +37,8 @@ const CONSUMERS: usize = 8;
 const LIMITS: Limits =
     Limits { queue_envelopes: 1_000, frame_envelopes: 100, body_bytes: 1_024, parked_letters: 10 };
 
-/// Runs every clause against one backend. Clauses about delays and about what does not come run on a paused clock;
-/// those about races run on several threads.
+/// Runs every clause against one backend. Clauses about delays and about what does not come run on a paused
+/// clock; those about races run on several threads.
 macro_rules! contract {
     ($backend:ident, $open:expr) => {
         mod $backend {
@@ -77,6 +80,7 @@ macro_rules! contract {
                 each_is_delivered_once_when_all_acknowledge,
                 nothing_is_lost_when_handlers_fail_at_random,
                 no_ready_envelope_waits_while_a_consumer_is_idle,
+                no_wakeup_is_lost_between_looking_and_waiting,
                 a_loss_at_any_instant_leaves_the_counts_true,
             );
         }
@@ -779,8 +783,8 @@ async fn nothing_is_lost_when_handlers_fail_at_random(open: Open) {
     assert!(bus.stats().redelivered > 0);
 }
 
-/// Each round has as many envelopes as consumers, and no consumer goes on before all have got one. So a round ends only if
-/// every consumer is woken, however the wakeups merged.
+/// Each round has as many envelopes as consumers, and no consumer goes on before all have got one. So a round
+/// ends only if every consumer is woken, however the wakeups merged.
 async fn no_ready_envelope_waits_while_a_consumer_is_idle(open: Open) {
     const ROUNDS: u64 = 2_000;
     let bus = open(LIMITS);
@@ -811,6 +815,47 @@ async fn no_ready_envelope_waits_while_a_consumer_is_idle(open: Open) {
     }
     soon(consumers.join_all()).await;
     assert_eq!(bus.depth(WORK), Depth::default());
+}
+
+/// A single consumer goes to sleep again and again while the next envelope is being published, earlier or
+/// later by some nanoseconds each time. A wakeup that falls between its look at the queue and its wait leaves
+/// it asleep.
+async fn no_wakeup_is_lost_between_looking_and_waiting(open: Open) {
+    const ROUNDS: u64 = 100_000;
+    /// On a busy machine there are fewer rounds, not a longer test.
+    const BUDGET: Duration = Duration::from_secs(2);
+    let bus = open(LIMITS);
+    let acked = Arc::new(AtomicU64::new(0));
+    let (mut consumer, acks) = (bus.subscribe(WORK), Arc::clone(&acked));
+    let consuming = tokio::spawn(async move {
+        while let Ok(batch) = consumer.next(1).await {
+            batch.ack_all().await.unwrap();
+            acks.fetch_add(1, Ordering::Release);
+        }
+    });
+    // On a thread of its own: tasks that wake each other tend to share a worker, and then never meet.
+    let runtime = Handle::current();
+    let publishing = spawn_blocking(move || {
+        let mut choices = Choices(1);
+        let start = Instant::now();
+        for round in 0..ROUNDS {
+            let published = Instant::now();
+            while acked.load(Ordering::Acquire) < round {
+                assert!(published.elapsed() < PATIENCE, "the consumer sleeps while an envelope is ready");
+                std::thread::yield_now();
+            }
+            if start.elapsed() > BUDGET {
+                break;
+            }
+            for _ in 0..choices.below(30) {
+                spin_loop();
+            }
+            runtime.block_on(bus.publish(WORK, frame([round]))).unwrap();
+        }
+        bus.close();
+    });
+    publishing.await.unwrap();
+    soon(consuming).await.unwrap();
 }
 
 async fn a_loss_at_any_instant_leaves_the_counts_true(open: Open) {

@@ -151,7 +151,9 @@ pub enum OpenError {
         mode: String,
     },
     /// A newer binary has been here, and its tables are not known to this one.
-    #[error("the database {path} is at migration {found}, newer than this program's {known}: update the program")]
+    #[error(
+        "the database {path} is at migration {found}, newer than this program's {known}: update the program"
+    )]
     Newer {
         /// The database's file.
         path: String,
@@ -161,7 +163,9 @@ pub enum OpenError {
         known: u32,
     },
     /// What this program would apply is not what was applied.
-    #[error("migration {number} ({name}) of the database {path} differs from the one that was applied as {applied}")]
+    #[error(
+        "migration {number} ({name}) of the database {path} differs from the one that was applied as {applied}"
+    )]
     Changed {
         /// The database's file.
         path: String,

@@ -81,9 +81,8 @@ fn applied(conn: &Connection) -> rusqlite::Result<Vec<Applied>> {
         return Ok(Vec::new());
     }
     let mut all = conn.prepare("SELECT number, name, checksum FROM schema_migrations ORDER BY number")?;
-    let rows = all.query_map((), |row| {
-        Ok(Applied { number: row.get(0)?, name: row.get(1)?, checksum: row.get(2)? })
-    })?;
+    let rows = all
+        .query_map((), |row| Ok(Applied { number: row.get(0)?, name: row.get(1)?, checksum: row.get(2)? }))?;
     rows.collect()
 }
 

@@ -82,8 +82,7 @@ where
     fn run(&mut self, tx: &mut Tx<'_>) -> bool {
         // A panicked closure is not run again and its effects are rolled back, so nothing that it left half
         // done can be seen.
-        self.result =
-            catch_unwind(AssertUnwindSafe(|| (self.closure)(tx))).map_err(|_| Error::Panicked);
+        self.result = catch_unwind(AssertUnwindSafe(|| (self.closure)(tx))).map_err(|_| Error::Panicked);
         matches!(self.result, Ok(Ok(_)))
     }
 
@@ -183,7 +182,8 @@ impl Session {
         self.conn.prepare_cached(statement)?.execute(()).map(drop)
     }
 
-    fn begin(&self, statement: &'static str) -> Result<(), Error> {
+    /// A statement of transaction control that may fail without a doubt about the outcome: not COMMIT.
+    fn control(&self, statement: &'static str) -> Result<(), Error> {
         self.run(statement).map_err(|error| sort(self.database, statement, error))
     }
 
@@ -401,20 +401,22 @@ impl Writer {
 
     /// One transaction for all that wait; shorter, if it is lost on the way. All that ran are answered.
     fn commit_group(&mut self, waiting: &mut VecDeque<Box<dyn Job>>) {
-        if let Err(error) = self.session.begin("BEGIN IMMEDIATE") {
+        if let Err(error) = self.session.control("BEGIN IMMEDIATE") {
             waiting.drain(..).for_each(|job| job.answer(Err(error.clone())));
             return;
         }
         let alone = waiting.len() == 1;
         let mut ran = Vec::with_capacity(waiting.len());
-        let mut outcome = Ok(());
-        while let Some(mut job) = waiting.pop_front()
-            && outcome.is_ok()
+        let mut kept = Ok(false);
+        while kept.is_ok()
+            && let Some(mut job) = waiting.pop_front()
         {
-            outcome = if alone { self.run_alone(&mut *job) } else { self.run_in_savepoint(&mut *job) };
+            // A single job needs no savepoint: what fails takes only itself along.
+            let keep = if alone { self.run_job(&mut *job) } else { self.run_in_savepoint(&mut *job) };
+            kept = kept.and_then(|before| Ok(keep? || before));
             ran.push(job);
         }
-        let outcome = outcome.and_then(|()| self.commit(ran.len()));
+        let outcome = kept.and_then(|any| if any { self.commit(ran.len()) } else { Ok(()) });
         self.session.leave();
         if outcome == Err(Error::Full) {
             self.checkpoint_for_space();
@@ -422,39 +424,25 @@ impl Writer {
         ran.into_iter().for_each(|job| job.answer(outcome.clone()));
     }
 
-    /// Without a savepoint: what fails takes only itself along.
-    fn run_alone(&mut self, job: &mut dyn Job) -> Result<(), Error> {
-        let (keep, lost) = self.run_job(job);
+    /// Whether anything of the job is to be kept; an error means that the whole transaction is lost.
+    fn run_in_savepoint(&mut self, job: &mut dyn Job) -> Result<bool, Error> {
+        self.session.control("SAVEPOINT job")?;
+        let keep = self.run_job(job)?;
         if !keep {
-            self.session.leave();
+            self.session.control("ROLLBACK TO job")?;
         }
-        lost.map_or(Ok(()), Err)
+        self.session.control("RELEASE job")?;
+        Ok(keep)
     }
 
-    /// An error means that the whole transaction is lost.
-    fn run_in_savepoint(&mut self, job: &mut dyn Job) -> Result<(), Error> {
-        self.session.begin("SAVEPOINT job")?;
-        let (keep, lost) = self.run_job(job);
-        if let Some(error) = lost {
-            return Err(error);
-        }
-        if !keep {
-            self.session.begin("ROLLBACK TO job")?;
-        }
-        self.session.begin("RELEASE job")
-    }
-
-    fn run_job(&mut self, job: &mut dyn Job) -> (bool, Option<Error>) {
+    fn run_job(&mut self, job: &mut dyn Job) -> Result<bool, Error> {
         let mut tx = Tx::Sqlite(SqliteTx::new(&mut self.session));
         let keep = job.run(&mut tx);
         let Tx::Sqlite(tx) = tx;
-        (keep, tx.lost)
+        tx.lost.map_or(Ok(keep), Err)
     }
 
     fn commit(&mut self, jobs: usize) -> Result<(), Error> {
-        if self.session.conn.is_autocommit() {
-            return Ok(());
-        }
         let started = Instant::now();
         if let Err(error) = self.session.run("COMMIT") {
             return match certain_commit_error(error) {
@@ -550,7 +538,7 @@ pub(crate) fn read_until_closed(mut session: Session, queue: &Queue<Box<dyn Job>
     let mut waiting = VecDeque::new();
     while queue.take(1, &mut waiting) {
         for mut job in waiting.drain(..) {
-            let begun = session.begin("BEGIN DEFERRED");
+            let begun = session.control("BEGIN DEFERRED");
             if begun.is_ok() {
                 job.run(&mut Tx::Sqlite(SqliteTx::new(&mut session)));
                 session.leave();
@@ -566,9 +554,8 @@ mod tests {
 
     #[test]
     fn only_errors_from_before_the_commit_mark_are_certain() {
-        let verdict = |code| {
-            certain_commit_error(rusqlite::Error::SqliteFailure(ffi::Error::new(code), None)).ok()
-        };
+        let verdict =
+            |code| certain_commit_error(rusqlite::Error::SqliteFailure(ffi::Error::new(code), None)).ok();
         assert_eq!(verdict(ffi::SQLITE_FULL), Some(Error::Full));
         assert_eq!(verdict(ffi::SQLITE_BUSY), Some(Error::Unavailable(Outage::Busy)));
         assert!(verdict(ffi::SQLITE_CONSTRAINT_FOREIGNKEY).is_some());

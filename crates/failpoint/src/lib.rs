@@ -59,7 +59,11 @@ mod armed {
             super::POINTS.contains(&name).then(|| (name.to_owned(), count))
         });
         let Some((name, count)) = parsed else {
-            panic!("{}={text:?}: expected NAME=N with N >= 1 and NAME one of {:?}", super::VARIABLE, super::POINTS);
+            panic!(
+                "{}={text:?}: expected NAME=N with N >= 1 and NAME one of {:?}",
+                super::VARIABLE,
+                super::POINTS
+            );
         };
         Some(Armed { name, left: AtomicU64::new(count) })
     }

@@ -151,6 +151,15 @@ impl IntoResponse for ApiError {
 }
 
 /// A passing failure of the database is 503, because nothing was done; any other is a fault of ours.
+impl From<db::ids::IdsError> for ApiError {
+    fn from(error: db::ids::IdsError) -> ApiError {
+        match error {
+            db::ids::IdsError::Db(error) => error.into(),
+            other => ApiError::internal(other),
+        }
+    }
+}
+
 impl From<db::Error> for ApiError {
     fn from(error: db::Error) -> ApiError {
         if error.is_transient() {

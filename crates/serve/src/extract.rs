@@ -6,12 +6,12 @@
 
 use std::error::Error;
 
-use axum::body::{Body, Bytes};
+use axum::body::Body;
 use axum::extract::{FromRequest, FromRequestParts, RawPathParams, Request};
 use axum::response::{IntoResponse, Response};
 use http::header::{CONTENT_TYPE, HeaderValue};
 use http::request::Parts;
-use http_body_util::LengthLimitError;
+use http_body_util::{BodyExt, LengthLimitError};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
@@ -35,10 +35,10 @@ pub struct Json<T>(pub T);
 impl<S: Send + Sync, T: DeserializeOwned> FromRequest<S> for Json<T> {
     type Rejection = ApiError;
 
-    async fn from_request(request: Request, state: &S) -> Result<Json<T>, ApiError> {
+    async fn from_request(request: Request, _: &S) -> Result<Json<T>, ApiError> {
         let limit = request.extensions().get::<BodyLimit>().copied().unwrap_or_default();
-        let body = Bytes::from_request(request, state).await.map_err(|e| unread_body(&e, limit))?;
-        parse(&body).map(Json)
+        let body = request.into_body().collect().await.map_err(|e| unread_body(&e, limit))?;
+        parse(&body.to_bytes()).map(Json)
     }
 }
 
@@ -83,6 +83,8 @@ fn misfit(path: &str, error: &serde_json::Error) -> ApiError {
     let text = error.to_string();
     let problem = text.rfind(" at line ").map_or(text.as_str(), |end| &text[..end]);
     let problem = problem.rfind("expected ").map_or(problem, |start| &problem[start..]);
+    // The name of a type of ours tells a client nothing.
+    let problem = if problem.starts_with("expected struct ") { "expected an object" } else { problem };
     let path = if path == "." { "body" } else { path };
     ApiError::invalid_parameter(
         path,
@@ -205,7 +207,7 @@ mod tests {
             "invalid parameter: items[0].amount: expected u32 (line 1, column 22)"
         );
         assert!(refusal("{\"items\":").starts_with("the request's body is not JSON: EOF"));
-        assert!(refusal("{} {}").starts_with("the request's body is not JSON: trailing"));
+        assert!(refusal(r#"{"items":[]} {}"#).starts_with("the request's body is not JSON: trailing"));
     }
 
     #[test]

@@ -415,6 +415,37 @@ impl fmt::Debug for PubsubMetrics {
     }
 }
 
+// Outcomes.
+
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct OutcomeLabels {
+    outcome: &'static str,
+}
+
+/// A counter `NAME_total{outcome}`; the outcomes are constants of the program.
+#[derive(Clone)]
+pub struct OutcomeCounter(Family<OutcomeLabels, Counter>);
+
+impl OutcomeCounter {
+    /// Registers the counter under `name`, without `_total`. Call it once per process and name.
+    pub fn new(registry: &Registry, name: &'static str, help: &'static str) -> OutcomeCounter {
+        let family = Family::default();
+        registry.with(|r| r.register(name, help, Family::clone(&family)));
+        OutcomeCounter(family)
+    }
+
+    /// Counts one.
+    pub fn count(&self, outcome: &'static str) {
+        self.0.get_or_create(&OutcomeLabels { outcome }).inc();
+    }
+}
+
+impl fmt::Debug for OutcomeCounter {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("OutcomeCounter")
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -458,6 +489,18 @@ mod tests {
         ] {
             line(&text, expected);
         }
+    }
+
+    #[test]
+    fn outcomes_are_counted_apart() {
+        let registry = Registry::new();
+        let logins = OutcomeCounter::new(&registry, "account_logins", "Logins tried");
+        logins.count("success");
+        logins.count("failed");
+        logins.count("failed");
+        let text = registry.encode().unwrap();
+        line(&text, r#"account_logins_total{outcome="success"} 1"#);
+        line(&text, r#"account_logins_total{outcome="failed"} 2"#);
     }
 
     #[test]

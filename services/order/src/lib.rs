@@ -1,1 +1,70 @@
-//! (being written)
+//! The order service: what was ordered.
+//!
+//! It owns the table `purchase_order` and its barrier. An order is created by a purchase's saga, under the purchase's id, and
+//! deleted if the purchase is rolled back.
+//!
+//! What never happens: an order that anybody but its customer sees, or two orders for one purchase.
+
+mod http;
+mod orders;
+mod store;
+
+use axum::Router;
+use bus::Bus;
+use db::Db;
+use participant::barrier;
+use serve::auth::Verifier;
+use shop::calls::GetProducts;
+use shop::purchase::{ORCHESTRATOR, ORDER_COMMANDS};
+use telemetry::metrics::PubsubMetrics;
+use tokio_util::sync::CancellationToken;
+use wire::time::Clock;
+
+/// The schema of the service's database.
+pub const MIGRATIONS: &[db::Migration] = &[
+    db::Migration { number: 1, name: "order", sql: include_str!("../migrations/sqlite/0001_order.sql") },
+    db::Migration { number: 2, name: "barrier", sql: barrier::SQLITE_TABLE },
+];
+
+/// What the service is made of.
+pub struct Parts {
+    /// Its database, opened with [`MIGRATIONS`].
+    pub db: Db,
+    /// Where its commands come from.
+    pub bus: Bus,
+    /// The time.
+    pub clock: Clock,
+    /// Checks access tokens.
+    pub verifier: Verifier,
+    /// Tells the names of products.
+    pub products: GetProducts,
+    /// Counts what its participant does.
+    pub metrics: PubsubMetrics,
+    /// The bounds of its participant.
+    pub settings: participant::Settings,
+}
+
+/// Its HTTP routes.
+pub fn router(parts: &Parts) -> Router {
+    http::router(http::Door {
+        db: parts.db.clone(),
+        verifier: parts.verifier.clone(),
+        products: parts.products.clone(),
+    })
+}
+
+/// Takes part in purchase sagas until `stop`.
+pub async fn run(parts: Parts, stop: CancellationToken) {
+    let Parts { db, bus, clock, metrics, settings, .. } = parts;
+    let participant = participant::Parts {
+        participant: orders::Orders,
+        db,
+        bus,
+        commands: ORDER_COMMANDS,
+        replies: ORCHESTRATOR,
+        clock,
+        metrics,
+        settings,
+    };
+    participant::run(participant, stop).await;
+}

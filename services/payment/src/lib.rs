@@ -1,1 +1,66 @@
-//! (being written)
+//! The payment service: what was paid.
+//!
+//! It owns the table `payment` and its barrier. A payment is the pivot of its purchase's saga, under the
+//! purchase's id: once it is there, the purchase succeeds.
+//!
+//! What never happens: a payment that anybody but its customer sees, two payments for one purchase, or a payment that is
+//! taken back.
+
+mod http;
+mod payments;
+mod store;
+
+use axum::Router;
+use bus::Bus;
+use db::Db;
+use participant::barrier;
+use serve::auth::Verifier;
+use shop::purchase::{ORCHESTRATOR, PAYMENT_COMMANDS};
+use telemetry::metrics::PubsubMetrics;
+use tokio_util::sync::CancellationToken;
+use wire::time::Clock;
+
+/// The schema of the service's database.
+pub const MIGRATIONS: &[db::Migration] = &[
+    db::Migration { number: 1, name: "payment", sql: include_str!("../migrations/sqlite/0001_payment.sql") },
+    db::Migration { number: 2, name: "barrier", sql: barrier::SQLITE_TABLE },
+];
+
+/// What the service is made of.
+pub struct Parts {
+    /// Its database, opened with [`MIGRATIONS`].
+    pub db: Db,
+    /// Where its commands come from.
+    pub bus: Bus,
+    /// The time.
+    pub clock: Clock,
+    /// Checks access tokens.
+    pub verifier: Verifier,
+    /// A payment above it is declined, in the currency's unit as given.
+    pub limit: i64,
+    /// Counts what its participant does.
+    pub metrics: PubsubMetrics,
+    /// The bounds of its participant.
+    pub settings: participant::Settings,
+}
+
+/// Its HTTP routes.
+pub fn router(parts: &Parts) -> Router {
+    http::router(http::Door { db: parts.db.clone(), verifier: parts.verifier.clone() })
+}
+
+/// Takes part in purchase sagas until `stop`.
+pub async fn run(parts: Parts, stop: CancellationToken) {
+    let Parts { db, bus, clock, limit, metrics, settings, .. } = parts;
+    let participant = participant::Parts {
+        participant: payments::Payments { limit },
+        db,
+        bus,
+        commands: PAYMENT_COMMANDS,
+        replies: ORCHESTRATOR,
+        clock,
+        metrics,
+        settings,
+    };
+    participant::run(participant, stop).await;
+}

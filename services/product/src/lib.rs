@@ -1,1 +1,193 @@
-//! (being written)
+//! The product service: products and what is left of them.
+//!
+//! It owns the tables `product` and its barrier. Stock changes only in the transactions of the purchase saga: a
+//! reservation takes, its compensation gives back.
+//!
+//! What never happens: stock below zero, a cart that is reserved in part, stock given back twice, an answer from a
+//! copy that is older than the last purchase: every read is from the database.
+
+mod http;
+mod stock;
+mod store;
+
+use axum::Router;
+use bus::Bus;
+use db::Db;
+use db::ids::{ID_LEASE_TABLE, Ids, IdsError};
+use participant::barrier;
+use shop::calls::{CheckProducts, GetProducts, Unavailable};
+use shop::purchase::{INVENTORY_COMMANDS, ORCHESTRATOR};
+use telemetry::metrics::PubsubMetrics;
+use tokio_util::sync::CancellationToken;
+use wire::time::Clock;
+
+use store::Product;
+
+/// The largest price and the largest inventory: what a JSON number carries through JavaScript, 2^53 - 1.
+pub const MAX_AMOUNT: i64 = (1 << 53) - 1;
+
+/// The longest name, description and brand name, in characters.
+pub const MAX_TEXT_CHARS: usize = 4_096;
+
+/// The schema of the service's database.
+pub const MIGRATIONS: &[db::Migration] = &[
+    db::Migration { number: 1, name: "product", sql: include_str!("../migrations/sqlite/0001_product.sql") },
+    db::Migration { number: 2, name: "barrier", sql: barrier::SQLITE_TABLE },
+    db::Migration { number: 3, name: "id_lease", sql: ID_LEASE_TABLE },
+];
+
+/// Who may create products.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum CatalogWrite {
+    /// Everybody who reaches the API.
+    Open,
+    /// Who has this bearer token.
+    Admin {
+        /// The token.
+        token: String,
+    },
+}
+
+/// What the service is made of.
+pub struct Parts {
+    /// Its database, opened with [`MIGRATIONS`].
+    pub db: Db,
+    /// Where its commands come from.
+    pub bus: Bus,
+    /// The time.
+    pub clock: Clock,
+    /// Who may create products.
+    pub write: CatalogWrite,
+    /// Counts what its participant does.
+    pub metrics: PubsubMetrics,
+    /// The bounds of its participant.
+    pub settings: participant::Settings,
+}
+
+#[derive(Clone)]
+struct Service {
+    db: Db,
+    ids: Ids,
+    write: CatalogWrite,
+}
+
+/// The service, ready to be reached through its doors.
+pub struct ProductService {
+    service: Service,
+    stock: participant::Parts<stock::Stock>,
+}
+
+/// Prepares the service.
+///
+/// # Errors
+/// When no worker id for its ids can be had.
+pub async fn start(parts: Parts) -> Result<ProductService, IdsError> {
+    let Parts { db, bus, clock, write, metrics, settings } = parts;
+    let ids = Ids::lease(db.clone(), clock.clone()).await?;
+    let service = Service { db: db.clone(), ids, write };
+    let stock = participant::Parts {
+        participant: stock::Stock,
+        db,
+        bus,
+        commands: INVENTORY_COMMANDS,
+        replies: ORCHESTRATOR,
+        clock,
+        metrics,
+        settings,
+    };
+    Ok(ProductService { service, stock })
+}
+
+impl ProductService {
+    /// Its HTTP routes.
+    pub fn router(&self) -> Router {
+        http::router(self.service.clone())
+    }
+
+    /// Answers which products exist, and at which price.
+    pub fn check_products(&self) -> CheckProducts {
+        let db = self.service.db.clone();
+        CheckProducts::new(move |ids: Vec<u64>| {
+            let db = db.clone();
+            async move {
+                let answer = db.read(move |tx| {
+                    let prices = store::prices(tx, &ids)?;
+                    let prices: std::collections::HashMap<u64, i64> = prices.into_iter().collect();
+                    Ok(ids.iter().map(|id| prices.get(id).copied()).collect())
+                });
+                answer.await.map_err(unavailable)
+            }
+        })
+    }
+
+    /// Answers what is known of products.
+    pub fn get_products(&self) -> GetProducts {
+        let db = self.service.db.clone();
+        GetProducts::new(move |ids: Vec<u64>| {
+            let db = db.clone();
+            async move { db.read(move |tx| store::details(tx, &ids)).await.map_err(unavailable) }
+        })
+    }
+
+    /// Creates a few products to look at, unless there are some already. Returns how many were created.
+    ///
+    /// # Errors
+    /// When the database fails, or no ids can be had.
+    pub async fn seed(&self) -> Result<usize, SeedError> {
+        let mut products = demo_products();
+        let ids = self.service.ids.take(DEMO_PRODUCTS).await?;
+        for (product, id) in products.iter_mut().zip(ids) {
+            product.id = id;
+        }
+        let created = self.service.db.write(move |tx| {
+            if !store::is_empty(tx)? {
+                return Ok::<_, db::Error>(0);
+            }
+            for product in &products {
+                store::insert(tx, product)?;
+            }
+            Ok(products.len())
+        });
+        Ok(created.await?)
+    }
+
+    /// Takes part in purchase sagas until `stop`.
+    pub async fn run(self, stop: CancellationToken) {
+        participant::run(self.stock, stop).await;
+    }
+}
+
+/// Why there is no demo data.
+#[derive(Debug, thiserror::Error)]
+pub enum SeedError {
+    /// No ids could be had.
+    #[error(transparent)]
+    Ids(#[from] IdsError),
+    /// The database failed.
+    #[error(transparent)]
+    Database(#[from] db::Error),
+}
+
+fn unavailable(error: db::Error) -> Unavailable {
+    Unavailable { service: "product", why: error.to_string() }
+}
+
+const DEMO_PRODUCTS: u32 = 5;
+
+fn demo_products() -> [Product; DEMO_PRODUCTS as usize] {
+    let product = |name: &str, description: &str, brand_name: &str, price, inventory| Product {
+        id: 0,
+        name: name.to_owned(),
+        description: description.to_owned(),
+        brand_name: brand_name.to_owned(),
+        price,
+        inventory,
+    };
+    [
+        product("Oak longship model", "A ship to build in a week of evenings", "Drakkar", 4_900, 1_000),
+        product("Rune notebook", "160 dotted pages, lies flat", "Futhark", 1_200, 5_000),
+        product("Wool blanket", "Two layers, woven in one piece", "Fjord", 8_900, 300),
+        product("Drinking horn", "Holds half a litre; the last three", "Mead & Sons", 2_500, 3),
+        product("Golden arm ring", "Above the limit: a payment that is declined", "Draupnir", 2_000_000, 10),
+    ]
+}

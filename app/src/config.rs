@@ -1,0 +1,501 @@
+//! Every setting there is: its meaning, its unit, its default, its bounds.
+//!
+//! [`layers`] reads the settings, [`show`] prints them. A [`Config`] that came out of [`layers::load`] lies
+//! within all bounds, and nothing reads a file or the environment after it. What never happens: a secret is
+//! serialized, printed or logged; a setting that is misspelt is ignored; a number is outside of [`BOUNDS`].
+
+pub(crate) mod layers;
+pub(crate) mod show;
+
+use std::fmt;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize, Serializer};
+use serve::edge::EdgeConfig;
+
+/// The settings of one process.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct Config {
+    /// Where the shop's API listens. Port 0 lets the system pick one; the banner tells which.
+    pub listen: SocketAddr,
+    /// Where `/metrics`, `/healthz` and `/readyz` listen. They ask for no token: keep them off the internet.
+    pub admin_listen: SocketAddr,
+    /// The folder of the databases and the signing keys. A relative one starts at the working directory.
+    pub data_dir: PathBuf,
+    /// Whether a shop without products gets some at its first start.
+    pub demo_data: bool,
+    /// What is logged, and how it looks.
+    pub log: Log,
+    /// What the servers allow their clients.
+    pub http: Http,
+    /// Customers, passwords, tokens.
+    pub account: account::Config,
+    /// Who may create products.
+    pub catalog: Catalog,
+    /// Payments.
+    pub payment: Payment,
+    /// How many purchases are let in, and how long each may take.
+    pub purchase: Purchase,
+    /// How sagas are driven.
+    pub saga: Saga,
+    /// The embedded bus.
+    pub bus: Bus,
+    /// The databases, one per service.
+    pub db: Db,
+}
+
+/// What is logged, and how it looks.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct Log {
+    /// Comma-separated `LEVEL` and `TARGET=LEVEL`, such as `info,purchase=debug`.
+    pub filter: String,
+    /// How a line looks.
+    pub format: LogFormat,
+}
+
+/// How a log line looks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum LogFormat {
+    /// Text where standard error is a terminal, JSON otherwise.
+    Auto,
+    /// Text for people.
+    Human,
+    /// One JSON object a line.
+    Json,
+}
+
+/// What the servers allow their clients.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct Http {
+    /// The largest request body, in bytes.
+    pub body_limit_bytes: usize,
+    /// Requests handled at once; further ones are answered 503. An open event stream does not count.
+    pub max_in_flight_requests: usize,
+    /// Connections open at once; further ones wait in the kernel.
+    pub max_connections: usize,
+    /// Time for a request's head, and how long a kept-alive connection may be idle.
+    pub head_timeout_ms: u64,
+    /// Time for a request's body.
+    pub body_timeout_ms: u64,
+    /// Time for which a client may take nothing of what is being sent to it.
+    pub write_stall_timeout_ms: u64,
+    /// Time that requests in flight get to finish when the process is told to stop.
+    pub drain_timeout_ms: u64,
+    /// Origins whose pages may call the API from a browser, as scheme://host or scheme://host:port.
+    pub cors_allowed_origins: Vec<String>,
+}
+
+/// Who may create products.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct Catalog {
+    /// Who may call `POST /api/product`.
+    pub write: CatalogWrite,
+    /// The bearer token that `POST /api/product` asks for unless it is open to all.
+    pub admin_token: Option<Secret>,
+}
+
+/// Who may create products.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum CatalogWrite {
+    /// All while the API listens on loopback only, otherwise who has the admin token.
+    Auto,
+    /// All who reach the API.
+    Open,
+    /// Who has the admin token.
+    Admin,
+}
+
+/// Payments.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct Payment {
+    /// A payment above this amount is declined, whatever its currency.
+    pub limit: i64,
+}
+
+/// How many purchases are let in, and how long each may take.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct Purchase {
+    /// Purchases under way at once; further ones are answered 503.
+    pub max_in_flight: usize,
+    /// Purchases that one customer may have under way; further ones are answered 429.
+    pub max_open_per_customer: usize,
+    /// Different products in one cart.
+    pub max_cart_lines: usize,
+    /// After how long a purchase that has not reached its payment is cancelled.
+    pub deadline_seconds: u64,
+    /// How long a purchase may be silent before it is driven again; the time doubles with each try.
+    pub retry_first_seconds: u64,
+    /// The longest time between two tries.
+    pub retry_max_seconds: u64,
+    /// Tries after which a purchase is left to the operator.
+    pub max_tries: u32,
+    /// Purchases accepted in one commit.
+    pub accept_batch: usize,
+    /// Purchases that may wait to be accepted; further ones are answered 503.
+    pub accept_queue: usize,
+    /// For how long after its end a purchase's events are kept in memory for clients that reconnect; older
+    /// ones are read from the database.
+    pub replay_recent_seconds: u64,
+    /// How long the services remember which commands they have answered.
+    pub barrier_retention_hours: u64,
+}
+
+/// How sagas are driven.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct Saga {
+    /// Messages that the orchestrator and the participants handle together.
+    pub batch: usize,
+}
+
+/// The embedded bus.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct Bus {
+    /// Messages that one queue holds; a full one makes the shop answer 503.
+    pub queue_envelopes: usize,
+}
+
+/// The databases, one per service.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct Db {
+    /// Threads that read, per database.
+    pub readers: usize,
+}
+
+/// A value that is never shown.
+#[derive(Clone, PartialEq, Eq, Deserialize)]
+#[serde(transparent)]
+pub(crate) struct Secret(String);
+
+/// What stands where a secret would.
+pub(crate) const MASK: &str = "********";
+
+impl Secret {
+    /// The value, for the one place that compares it.
+    pub(crate) fn expose(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(MASK)
+    }
+}
+
+impl Serialize for Secret {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(MASK)
+    }
+}
+
+const KIB: i64 = 1024;
+const MIB: i64 = 1024 * KIB;
+const SECONDS_PER_DAY: i64 = 24 * 60 * 60;
+const MILLIS_PER_MINUTE: i64 = 60 * 1000;
+const MILLIS_PER_HOUR: i64 = 60 * MILLIS_PER_MINUTE;
+
+/// The largest amount of money: what a JSON number carries through JavaScript.
+const MAX_AMOUNT: i64 = (1 << 53) - 1;
+
+/// The largest frame of the bus, in messages: no batch may be larger, no queue smaller.
+const FRAME_ENVELOPES: i64 = 1024;
+
+/// The shortest admin token, in characters.
+pub(crate) const ADMIN_TOKEN_MIN_CHARS: usize = 16;
+
+/// The least and the greatest value of every number.
+pub(crate) const BOUNDS: &[(&str, i64, i64)] = &[
+    ("http.body_limit_bytes", KIB, 16 * MIB),
+    ("http.max_in_flight_requests", 1, 1_000_000),
+    ("http.max_connections", 1, 1_000_000),
+    ("http.head_timeout_ms", 100, 10 * MILLIS_PER_MINUTE),
+    ("http.body_timeout_ms", 100, 10 * MILLIS_PER_MINUTE),
+    ("http.write_stall_timeout_ms", 100, 10 * MILLIS_PER_MINUTE),
+    // Below the time that the whole process has to stop.
+    ("http.drain_timeout_ms", 0, 9_000),
+    ("account.access_token_seconds", 1, SECONDS_PER_DAY),
+    ("account.refresh_token_seconds", 60, 365 * SECONDS_PER_DAY),
+    ("account.purge_interval_seconds", 1, SECONDS_PER_DAY),
+    ("account.passwords.max_running_hashes", 0, 1024),
+    ("account.passwords.max_waiting_hashes", 0, 65_536),
+    ("account.logins.burst_per_email", 1, 1_000_000),
+    ("account.logins.interval_per_email_ms", 1, MILLIS_PER_HOUR),
+    ("account.logins.burst_per_client", 1, 1_000_000),
+    ("account.logins.interval_per_client_ms", 1, MILLIS_PER_HOUR),
+    ("account.logins.burst_total", 1, 1_000_000),
+    ("account.logins.interval_total_ms", 1, MILLIS_PER_HOUR),
+    ("payment.limit", 0, MAX_AMOUNT),
+    ("purchase.max_in_flight", 1, 1_000_000),
+    ("purchase.max_open_per_customer", 1, 1_000_000),
+    ("purchase.max_cart_lines", 1, 1_000),
+    ("purchase.deadline_seconds", 1, SECONDS_PER_DAY),
+    ("purchase.retry_first_seconds", 1, 60 * 60),
+    ("purchase.retry_max_seconds", 1, SECONDS_PER_DAY),
+    ("purchase.max_tries", 1, 1_000),
+    ("purchase.accept_batch", 1, FRAME_ENVELOPES),
+    ("purchase.accept_queue", 1, 1_000_000),
+    ("purchase.replay_recent_seconds", 0, 60 * 60),
+    ("purchase.barrier_retention_hours", 1, 365 * 24),
+    ("saga.batch", 1, FRAME_ENVELOPES),
+    ("bus.queue_envelopes", FRAME_ENVELOPES, 4 * MIB),
+    ("db.readers", 1, 64),
+];
+
+impl Default for Config {
+    fn default() -> Config {
+        Config {
+            listen: (Ipv4Addr::LOCALHOST, 8080).into(),
+            admin_listen: (Ipv4Addr::LOCALHOST, 8081).into(),
+            data_dir: PathBuf::from("./saga-data"),
+            demo_data: true,
+            log: Log::default(),
+            http: Http::default(),
+            account: account::Config::default(),
+            catalog: Catalog::default(),
+            payment: Payment::default(),
+            purchase: Purchase::default(),
+            saga: Saga::default(),
+            bus: Bus::default(),
+            db: Db::default(),
+        }
+    }
+}
+
+impl Default for Log {
+    fn default() -> Log {
+        Log { filter: "info".to_owned(), format: LogFormat::Auto }
+    }
+}
+
+impl Default for Http {
+    fn default() -> Http {
+        Http {
+            body_limit_bytes: 64 * 1024,
+            max_in_flight_requests: 8_192,
+            max_connections: 16_384,
+            head_timeout_ms: 10_000,
+            body_timeout_ms: 10_000,
+            write_stall_timeout_ms: 30_000,
+            drain_timeout_ms: 8_000,
+            cors_allowed_origins: Vec::new(),
+        }
+    }
+}
+
+impl Default for Catalog {
+    fn default() -> Catalog {
+        Catalog { write: CatalogWrite::Auto, admin_token: None }
+    }
+}
+
+impl Default for Payment {
+    fn default() -> Payment {
+        Payment { limit: 1_000_000 }
+    }
+}
+
+impl Default for Purchase {
+    fn default() -> Purchase {
+        Purchase {
+            max_in_flight: 16_384,
+            max_open_per_customer: 1_000,
+            max_cart_lines: 100,
+            deadline_seconds: 60,
+            retry_first_seconds: 5,
+            retry_max_seconds: 60,
+            max_tries: 20,
+            accept_batch: 512,
+            accept_queue: 8_192,
+            replay_recent_seconds: 30,
+            barrier_retention_hours: 24,
+        }
+    }
+}
+
+impl Default for Saga {
+    fn default() -> Saga {
+        Saga { batch: 512 }
+    }
+}
+
+impl Default for Bus {
+    fn default() -> Bus {
+        Bus { queue_envelopes: 65_536 }
+    }
+}
+
+impl Default for Db {
+    fn default() -> Db {
+        Db { readers: 2 }
+    }
+}
+
+/// Settings that are each allowed, but not together.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum Conflict {
+    /// Nobody could create products.
+    #[error(
+        "catalog.admin_token is not set, and creating products needs it: listen = {listen} can be reached from \
+         other machines, or catalog.write = \"admin\". Set catalog.admin_token (SAGA_CATALOG__ADMIN_TOKEN) to at \
+         least {ADMIN_TOKEN_MIN_CHARS} characters, or let everybody create products with catalog.write = \"open\""
+    )]
+    NoAdminToken {
+        /// Where the API listens.
+        listen: SocketAddr,
+    },
+    /// Two servers on one address.
+    #[error("listen and admin_listen are both {0}: each needs an address of its own")]
+    SameAddress(SocketAddr),
+    /// The backoff would shrink.
+    #[error(
+        "purchase.retry_first_seconds = {first} is above purchase.retry_max_seconds = {max}: the first pause \
+         cannot be longer than the longest"
+    )]
+    RetryOrder {
+        /// The first pause.
+        first: u64,
+        /// The longest pause.
+        max: u64,
+    },
+    /// A batch that never fills.
+    #[error(
+        "purchase.accept_batch = {batch} is above purchase.accept_queue = {queue}: no batch can be so large"
+    )]
+    AcceptOrder {
+        /// Purchases in one commit.
+        batch: usize,
+        /// Purchases that may wait.
+        queue: usize,
+    },
+    /// A command could be carried out twice.
+    #[error(
+        "purchase.barrier_retention_hours = {hours} is too short: a purchase may be driven again for up to \
+         {driven_seconds} s (deadline_seconds + max_tries * retry_max_seconds), and a service that has forgotten \
+         its answer would act a second time"
+    )]
+    BarrierTooShort {
+        /// How long answers are remembered.
+        hours: u64,
+        /// How long they may still be asked for.
+        driven_seconds: u64,
+    },
+}
+
+impl Http {
+    /// What stands around the API's routes.
+    pub(crate) fn edge(&self) -> EdgeConfig {
+        EdgeConfig {
+            body_limit_bytes: self.body_limit_bytes,
+            max_in_flight_requests: self.max_in_flight_requests,
+            cors_allowed_origins: self.cors_allowed_origins.clone(),
+        }
+    }
+
+    /// What each server allows its clients.
+    pub(crate) fn limits(&self) -> serve::Limits {
+        serve::Limits {
+            max_connections: self.max_connections,
+            head_timeout_ms: self.head_timeout_ms,
+            body_timeout_ms: self.body_timeout_ms,
+            write_stall_timeout_ms: self.write_stall_timeout_ms,
+            drain_timeout_ms: self.drain_timeout_ms,
+        }
+    }
+}
+
+impl Config {
+    /// Whether everybody may create products.
+    pub(crate) fn catalog_open(&self) -> bool {
+        match self.catalog.write {
+            CatalogWrite::Open => true,
+            CatalogWrite::Admin => false,
+            CatalogWrite::Auto => self.listen.ip().is_loopback(),
+        }
+    }
+
+    /// What does not fit together. Each value is within its bounds.
+    fn conflicts(&self) -> Vec<Conflict> {
+        let Purchase { accept_batch: batch, accept_queue: queue, .. } = self.purchase;
+        let (first, max) = (self.purchase.retry_first_seconds, self.purchase.retry_max_seconds);
+        let hours = self.purchase.barrier_retention_hours;
+        let driven_seconds = self.purchase.deadline_seconds + u64::from(self.purchase.max_tries) * max;
+        let checks = [
+            (
+                !self.catalog_open() && self.catalog.admin_token.is_none(),
+                Conflict::NoAdminToken { listen: self.listen },
+            ),
+            (self.listen == self.admin_listen && self.listen.port() != 0, Conflict::SameAddress(self.listen)),
+            (first > max, Conflict::RetryOrder { first, max }),
+            (batch > queue, Conflict::AcceptOrder { batch, queue }),
+            (hours * 60 * 60 <= driven_seconds, Conflict::BarrierTooShort { hours, driven_seconds }),
+        ];
+        checks.into_iter().filter_map(|(holds, conflict)| holds.then_some(conflict)).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_defaults_fit_together() {
+        assert_eq!(Config::default().conflicts(), []);
+    }
+
+    #[test]
+    fn the_catalog_is_open_on_loopback_only_unless_told_otherwise() {
+        let mut config = Config { listen: "[::1]:80".parse().unwrap(), ..Config::default() };
+        assert!(config.catalog_open());
+        config.listen = "0.0.0.0:80".parse().unwrap();
+        assert!(!config.catalog_open());
+        assert_eq!(config.conflicts(), [Conflict::NoAdminToken { listen: config.listen }]);
+        config.catalog.admin_token = Some(Secret("0123456789abcdef".to_owned()));
+        assert_eq!(config.conflicts(), []);
+        config.catalog.write = CatalogWrite::Open;
+        assert!(config.catalog_open());
+    }
+
+    #[test]
+    fn answers_are_remembered_for_longer_than_they_can_be_asked_for() {
+        let mut config = Config::default();
+        config.purchase.barrier_retention_hours = 1;
+        assert_eq!(config.conflicts(), []);
+        config.purchase.max_tries = 59;
+        assert_eq!(config.conflicts(), [Conflict::BarrierTooShort { hours: 1, driven_seconds: 3600 }]);
+    }
+
+    #[test]
+    fn what_contradicts_itself_is_all_named() {
+        let mut config = Config { admin_listen: Config::default().listen, ..Config::default() };
+        config.purchase.retry_first_seconds = 61;
+        config.purchase.accept_queue = 511;
+        assert_eq!(
+            config.conflicts(),
+            [
+                Conflict::SameAddress(config.listen),
+                Conflict::RetryOrder { first: 61, max: 60 },
+                Conflict::AcceptOrder { batch: 512, queue: 511 },
+            ]
+        );
+    }
+
+    #[test]
+    fn a_secret_does_not_leak_through_debug_or_serialization() {
+        let mut config = Config::default();
+        config.catalog.admin_token = Some(Secret("open sesame".to_owned()));
+        assert!(!format!("{config:?}").contains("sesame"));
+        assert!(!serde_json::to_string(&config).unwrap().contains("sesame"));
+    }
+}

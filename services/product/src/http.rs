@@ -1,0 +1,125 @@
+//! The catalogue over HTTP.
+
+use aws_lc_rs::constant_time;
+use axum::Router;
+use axum::extract::State;
+use axum::routing::{get, post};
+use http::header::AUTHORIZATION;
+use http::{HeaderMap, StatusCode};
+use serde::{Deserialize, Serialize};
+use serve::error::ApiError;
+use serve::extract::{Id, Json, Page};
+
+use crate::store::{self, Product};
+use crate::{CatalogWrite, MAX_AMOUNT, MAX_TEXT_CHARS, Service};
+
+pub(crate) fn router(service: Service) -> Router {
+    Router::new()
+        .route("/api/product", post(create))
+        .route("/api/product/{id}", get(show))
+        .route("/api/products", get(list))
+        .with_state(service)
+}
+
+#[derive(Deserialize)]
+struct NewProduct {
+    name: String,
+    description: String,
+    brand_name: String,
+    price: i64,
+    inventory: i64,
+}
+
+impl NewProduct {
+    fn check(&self) -> Result<(), ApiError> {
+        let texts =
+            [("name", &self.name), ("description", &self.description), ("brand_name", &self.brand_name)];
+        for (name, text) in texts {
+            let length = text.chars().count();
+            if text.trim().is_empty() || length > MAX_TEXT_CHARS {
+                let problem = format!("{length} characters, 1 to {MAX_TEXT_CHARS} expected");
+                return Err(ApiError::invalid_parameter(name, problem));
+            }
+        }
+        for (name, value) in [("price", self.price), ("inventory", self.inventory)] {
+            if !(0..=MAX_AMOUNT).contains(&value) {
+                let problem = format!("{value}, 0 to {MAX_AMOUNT} expected");
+                return Err(ApiError::invalid_parameter(name, problem));
+            }
+        }
+        Ok(())
+    }
+}
+
+#[derive(Serialize)]
+struct Created {
+    id: u64,
+}
+
+async fn create(
+    State(service): State<Service>,
+    headers: HeaderMap,
+    Json(new): Json<NewProduct>,
+) -> Result<(StatusCode, Json<Created>), ApiError> {
+    may_write(&service.write, &headers)?;
+    new.check()?;
+    let NewProduct { name, description, brand_name, price, inventory } = new;
+    let id = service.ids.next().await?;
+    let product = Product { id, name, description, brand_name, price, inventory };
+    service.db.write(move |tx| store::insert(tx, &product)).await?;
+    Ok((StatusCode::CREATED, Json(Created { id })))
+}
+
+/// Who may write: everybody, or who has the admin token.
+fn may_write(write: &CatalogWrite, headers: &HeaderMap) -> Result<(), ApiError> {
+    let CatalogWrite::Admin { token } = write else { return Ok(()) };
+    let given = headers.get(AUTHORIZATION).and_then(|value| value.to_str().ok());
+    let given = given.and_then(|value| value.split_once(' '));
+    match given {
+        None => Err(ApiError::unauthorized("products are created with the admin token")),
+        Some((scheme, given)) if scheme.eq_ignore_ascii_case("bearer") => {
+            match constant_time::verify_slices_are_equal(given.trim().as_bytes(), token.as_bytes()) {
+                Ok(()) => Ok(()),
+                Err(_) => Err(ApiError::forbidden("this token may not create products")),
+            }
+        }
+        Some(_) => Err(ApiError::unauthorized("the authorization scheme is not bearer")),
+    }
+}
+
+#[derive(Serialize)]
+struct Shown {
+    id: u64,
+    name: String,
+    description: String,
+    brand_name: String,
+    price: i64,
+    inventory: i64,
+}
+
+async fn show(State(service): State<Service>, Id(id): Id) -> Result<Json<Shown>, ApiError> {
+    let found = service.db.read(move |tx| store::by_id(tx, id)).await?;
+    let Product { id, name, description, brand_name, price, inventory } =
+        found.ok_or_else(|| ApiError::not_found("product not found"))?;
+    Ok(Json(Shown { id, name, description, brand_name, price, inventory }))
+}
+
+#[derive(Serialize)]
+struct Catalogs {
+    catalogs: Vec<Line>,
+}
+
+#[derive(Serialize)]
+struct Line {
+    id: u64,
+    name: String,
+    inventory: i64,
+    price: i64,
+}
+
+async fn list(State(service): State<Service>, page: Page) -> Result<Json<Catalogs>, ApiError> {
+    let Page { offset, size } = page;
+    let lines = service.db.read(move |tx| store::list(tx, offset, size)).await?;
+    let line = |store::Listed { id, name, inventory, price }| Line { id, name, inventory, price };
+    Ok(Json(Catalogs { catalogs: lines.into_iter().map(line).collect() }))
+}

@@ -1,0 +1,316 @@
+//! Accepting purchases: one local transaction for all that wait, then their sagas are started.
+//!
+//! The row is the intent and the outbox in one. Once it is committed the purchase is accepted, whether or not the bus
+//! takes its start: the reconciler publishes the start of whatever is open and due.
+//!
+//! What never happens: a 201 before the commit, an effect of a request that was refused, two purchases for one customer and key.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bus::{Bus, Envelope, EnvelopeId};
+use bytes::Bytes;
+use db::Db;
+use db::ids::Ids;
+use saga::Mode;
+use shop::purchase::{ORCHESTRATOR, PURCHASE_SAGA, Purchase};
+use tokio::sync::{mpsc, oneshot};
+use wire::messages::{Carried, Start, ToOrchestrator};
+use wire::time::{Clock, UnixMillis};
+
+use crate::admission::Admission;
+use crate::live::Live;
+use crate::metrics::SagaMetrics;
+use crate::store::{self, Key, NewPurchase, OpenPurchase};
+
+/// A request to be accepted: checked, priced and admitted.
+#[derive(Debug)]
+pub(crate) struct Request {
+    pub(crate) purchase: Purchase,
+    pub(crate) key: Option<Key>,
+    pub(crate) trace: String,
+}
+
+/// What became of a request.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Accepted {
+    /// It is this purchase.
+    As(u64),
+    /// Its key belongs to this purchase, which was another request.
+    OtherRequest(u64),
+}
+
+/// Why a request was not accepted. It had no effect.
+#[derive(Clone, Debug, thiserror::Error)]
+pub(crate) enum NotAccepted {
+    /// More requests wait than may.
+    #[error("{bound_requests} requests are waiting")]
+    QueueFull {
+        /// The bound.
+        bound_requests: usize,
+    },
+    /// The service is stopping.
+    #[error("the service is stopping")]
+    Stopping,
+    /// No ids could be had.
+    #[error(transparent)]
+    Ids(#[from] db::ids::IdsError),
+    /// The database failed.
+    #[error(transparent)]
+    Database(#[from] db::Error),
+}
+
+/// The bounds of accepting.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Settings {
+    /// Requests in one transaction at most. A batch never waits to fill.
+    pub(crate) batch_requests: usize,
+    /// Requests that may wait.
+    pub(crate) queue_requests: usize,
+    /// The time after which a purchase that has not been decided is cancelled.
+    pub(crate) deadline: Duration,
+    /// The time after which the reconciler looks after a purchase for the first time.
+    pub(crate) first_wake: Duration,
+}
+
+type Waiting = (Request, oneshot::Sender<Result<Accepted, NotAccepted>>);
+
+/// A handle to the task that accepts.
+#[derive(Clone, Debug)]
+pub(crate) struct Accept {
+    queue: mpsc::Sender<Waiting>,
+    bound_requests: usize,
+}
+
+impl Accept {
+    /// Waits for a request to be accepted or refused.
+    pub(crate) async fn accept(&self, request: Request) -> Result<Accepted, NotAccepted> {
+        let (answer, answered) = oneshot::channel();
+        self.queue.try_send((request, answer)).map_err(|refused| match refused {
+            mpsc::error::TrySendError::Full(_) => {
+                NotAccepted::QueueFull { bound_requests: self.bound_requests }
+            }
+            mpsc::error::TrySendError::Closed(_) => NotAccepted::Stopping,
+        })?;
+        answered.await.unwrap_or(Err(NotAccepted::Stopping))
+    }
+}
+
+/// What the task works with.
+pub(crate) struct Parts {
+    pub(crate) db: Db,
+    pub(crate) ids: Ids,
+    pub(crate) bus: Bus,
+    pub(crate) clock: Clock,
+    pub(crate) live: Live,
+    pub(crate) admission: Admission,
+    pub(crate) metrics: SagaMetrics,
+    pub(crate) settings: Settings,
+}
+
+/// Starts the task. It ends when the last handle is dropped, with everything that waited accepted.
+pub(crate) fn start(parts: Parts) -> (Accept, impl Future<Output = ()> + Send) {
+    let bound_requests = parts.settings.queue_requests;
+    let (queue, mut waiting) = mpsc::channel(bound_requests);
+    let task = async move {
+        let limit = parts.settings.batch_requests.min(parts.bus.limits().frame_envelopes);
+        let mut batch = Vec::with_capacity(limit);
+        while waiting.recv_many(&mut batch, limit).await > 0 {
+            parts.work_off(std::mem::take(&mut batch)).await;
+        }
+    };
+    (Accept { queue, bound_requests }, task)
+}
+
+/// What a batch was accepted as.
+struct Committed {
+    /// One for each request, in their order.
+    accepted: Vec<Accepted>,
+    /// Likewise: whether it is a new purchase.
+    is_new: Vec<bool>,
+    /// The new ones.
+    new: Vec<NewPurchase>,
+}
+
+impl Parts {
+    async fn work_off(&self, batch: Vec<Waiting>) {
+        let (requests, answers): (Vec<Request>, Vec<_>) = batch.into_iter().unzip();
+        let customers: Vec<u64> = requests.iter().map(|request| request.purchase.customer_id).collect();
+        self.metrics.accept_batch(requests.len());
+        match self.commit(requests).await {
+            Ok(Committed { accepted, is_new, new }) => {
+                failpoint::hit("purchase.accept.committed");
+                for (answer, accepted) in answers.into_iter().zip(accepted) {
+                    // Whoever asked may have gone; the purchase is accepted all the same.
+                    let _ = answer.send(Ok(accepted));
+                }
+                // A repeated request was admitted on top of the purchase that it repeats.
+                let repeated = customers.into_iter().zip(is_new).filter(|(_, is_new)| !is_new);
+                self.admission.leave(repeated.map(|(customer_id, _)| customer_id));
+                self.metrics.started(new.len());
+                self.begin(&new).await;
+            }
+            Err(error) => {
+                self.admission.leave(customers.into_iter());
+                tracing::warn!(%error, requests = answers.len(), "purchases were not accepted");
+                for answer in answers {
+                    let _ = answer.send(Err(error.clone()));
+                }
+            }
+        }
+    }
+
+    /// Accepts a batch in one transaction.
+    async fn commit(&self, requests: Vec<Request>) -> Result<Committed, NotAccepted> {
+        let now = self.clock.now();
+        let count = u32::try_from(requests.len()).unwrap_or(u32::MAX);
+        let ids = self.ids.take(count).await?;
+        let wanted: Arc<Vec<NewPurchase>> = Arc::new(
+            requests.into_iter().zip(ids).map(|(request, id)| self.new_purchase(request, id, now)).collect(),
+        );
+        let rows = Arc::clone(&wanted);
+        let (accepted, is_new) = self
+            .db
+            .write(move |tx| {
+                let keys =
+                    rows.iter().filter_map(|row| Some((row.customer_id, row.key.as_ref()?.key.as_str())));
+                let earlier = store::by_keys(tx, keys)?;
+                let (accepted, is_new) = sort_out(&rows, earlier);
+                let new = rows.iter().zip(&is_new).filter(|(_, is_new)| **is_new).map(|(row, _)| row);
+                store::insert(tx, new)?;
+                failpoint::hit("purchase.accept.before_commit");
+                Ok::<_, db::Error>((accepted, is_new))
+            })
+            .await?;
+        let flagged = wanted.iter().zip(&is_new).filter(|(_, is_new)| **is_new);
+        let new = flagged.map(|(row, _)| row.clone()).collect();
+        Ok(Committed { accepted, is_new, new })
+    }
+
+    fn new_purchase(&self, request: Request, id: u64, now: UnixMillis) -> NewPurchase {
+        let Request { purchase, key, trace } = request;
+        let Settings { deadline, first_wake, .. } = self.settings;
+        NewPurchase {
+            id,
+            customer_id: purchase.customer_id,
+            key,
+            input: purchase.to_input(),
+            trace,
+            created_at: now,
+            deadline_at: now.saturating_add(millis(deadline)),
+            next_wake_at: now.saturating_add(millis(first_wake)),
+        }
+    }
+
+    /// Starts the sagas of new purchases. If the bus does not take them now, the reconciler starts them later.
+    async fn begin(&self, new: &[NewPurchase]) {
+        if new.is_empty() {
+            return;
+        }
+        let open = |new: &NewPurchase| OpenPurchase {
+            id: new.id,
+            customer_id: new.customer_id,
+            created_at: new.created_at,
+        };
+        if self.live.opened(new.iter().map(open).collect()).await.is_err() {
+            tracing::debug!("nobody watches purchases any more: the service is stopping");
+        }
+        let frame = new
+            .iter()
+            .map(|new| start_message(new.id, Mode::Execute, new.created_at, new.input.clone(), &new.trace))
+            .collect();
+        match self.bus.publish(ORCHESTRATOR, frame).await {
+            Ok(()) => {
+                for new in new {
+                    tracing::debug!(purchase = new.id, trace = new.trace, "a purchase was accepted");
+                }
+            }
+            Err(refused) => {
+                tracing::warn!(%refused, purchases = new.len(), "accepted purchases will be started later");
+            }
+        }
+        failpoint::hit("purchase.accept.published");
+    }
+}
+
+/// What each request is accepted as, and whether it is new. Requests of one batch may repeat each other.
+fn sort_out(
+    rows: &[NewPurchase],
+    mut earlier: HashMap<(u64, String), store::Earlier>,
+) -> (Vec<Accepted>, Vec<bool>) {
+    let one = |row: &NewPurchase| {
+        let Some(key) = &row.key else { return (Accepted::As(row.id), true) };
+        match earlier.entry((row.customer_id, key.key.clone())) {
+            std::collections::hash_map::Entry::Occupied(found) => {
+                let store::Earlier { id, request_hash } = found.get();
+                let accepted = if request_hash[..] == key.request_hash[..] {
+                    Accepted::As(*id)
+                } else {
+                    Accepted::OtherRequest(*id)
+                };
+                (accepted, false)
+            }
+            std::collections::hash_map::Entry::Vacant(free) => {
+                free.insert(store::Earlier { id: row.id, request_hash: key.request_hash.to_vec() });
+                (Accepted::As(row.id), true)
+            }
+        }
+    };
+    rows.iter().map(one).unzip()
+}
+
+/// A saga's start. The same saga in the same mode is the same message, however often it is published.
+pub(crate) fn start_message(
+    id: u64,
+    mode: Mode,
+    started_at: UnixMillis,
+    input: Bytes,
+    trace: &str,
+) -> Envelope {
+    let carried = Carried {
+        token: saga::Token { saga: id, mode, path: saga::Path::new() },
+        definition: PURCHASE_SAGA.to_owned(),
+        version: 1,
+        started_at,
+        input,
+        trace: Bytes::copy_from_slice(trace.as_bytes()),
+    };
+    let body = ToOrchestrator::Start(Start { carried }).encode();
+    Envelope { id: EnvelopeId::of(id, mode as u64), body }
+}
+
+pub(crate) fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn row(id: u64, customer_id: u64, key: Option<(&str, u8)>) -> NewPurchase {
+        let key = key.map(|(key, hash)| Key { key: key.to_owned(), request_hash: [hash; 32] });
+        let (input, trace) = (Bytes::new(), String::new());
+        NewPurchase { id, customer_id, key, input, trace, created_at: 0, deadline_at: 0, next_wake_at: 0 }
+    }
+
+    #[test]
+    fn one_key_is_one_purchase_within_a_batch_and_across() {
+        let rows = [
+            row(1, 9, None),
+            row(2, 9, None),
+            row(3, 9, Some(("a", 1))),
+            row(4, 9, Some(("a", 1))),
+            row(5, 9, Some(("a", 2))),
+            row(6, 8, Some(("a", 1))),
+            row(7, 9, Some(("b", 1))),
+            row(8, 9, Some(("b", 3))),
+        ];
+        let earlier = store::Earlier { id: 77, request_hash: vec![1; 32] };
+        let (accepted, is_new) = sort_out(&rows, HashMap::from([((9, "b".to_owned()), earlier)]));
+        use Accepted::*;
+        let expected = [As(1), As(2), As(3), As(3), OtherRequest(3), As(6), As(77), OtherRequest(77)];
+        assert_eq!(accepted, expected);
+        assert_eq!(is_new, [true, true, true, false, false, true, false, false]);
+    }
+}

@@ -1,0 +1,379 @@
+//! Purchases over HTTP: buy, follow, look up.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use aws_lc_rs::digest::{SHA256, digest};
+use axum::Router;
+use axum::extract::{FromRef, RawQuery, State as Shared};
+use axum::response::sse::{KeepAlive, Sse};
+use axum::response::{IntoResponse, Response};
+use axum::routing::{get, post};
+use http::{HeaderMap, HeaderValue, StatusCode};
+use saga::{Definition, Path};
+use serde::{Deserialize, Serialize};
+use serve::auth::{Customer, Verifier};
+use serve::error::{ApiError, RETRY_AFTER_SECONDS};
+use serve::extract::{Id, Json, Page};
+use serve::random::Random;
+use shop::calls::CheckProducts;
+use shop::purchase::{Purchase, PurchaseStep};
+use telemetry::TraceContext;
+use tokio_util::sync::CancellationToken;
+use wire::messages::decode_path;
+use wire::time::Clock;
+
+use crate::accept::{Accept, Accepted, NotAccepted, Request, millis};
+use crate::admission::{Admission, Refused};
+use crate::cursor::Cursor;
+use crate::live::{Live, NoStream};
+use crate::model::{Cart, State, status_name};
+use crate::reconcile::Reconciler;
+use crate::store::{self, Key, Shown};
+use crate::stream;
+
+/// The longest Idempotency-Key, in characters.
+const MAX_KEY_CHARS: usize = 255;
+/// Purchases that a stream without a cursor looks back upon at most.
+const MAX_LOOK_BACK: u32 = 100;
+/// Purchases that are listed for an operator at most.
+const MAX_LISTED_FOR_OPERATOR: u32 = 1_000;
+/// How often a silent stream says that it is alive.
+const KEEP_ALIVE: Duration = Duration::from_secs(15);
+
+/// What the handlers work with.
+#[derive(Clone)]
+pub(crate) struct Door {
+    pub(crate) db: db::Db,
+    pub(crate) clock: Clock,
+    pub(crate) random: Random,
+    pub(crate) verifier: Verifier,
+    pub(crate) products: CheckProducts,
+    pub(crate) definition: Arc<Definition<PurchaseStep>>,
+    pub(crate) accept: Accept,
+    pub(crate) admission: Admission,
+    pub(crate) live: Live,
+    pub(crate) max_cart_lines: usize,
+    pub(crate) look_back: Duration,
+    pub(crate) stop: CancellationToken,
+}
+
+impl FromRef<Door> for Verifier {
+    fn from_ref(door: &Door) -> Verifier {
+        door.verifier.clone()
+    }
+}
+
+pub(crate) fn router(door: Door) -> Router {
+    Router::new()
+        .route("/api/purchase", post(buy))
+        .route("/api/purchase/result", get(results))
+        .route("/api/purchase/{id}", get(show))
+        .route("/api/purchases", get(list))
+        .with_state(door)
+}
+
+/// For the admin listener: what was left to an operator, and trying it again.
+pub(crate) fn operator_router(reconciler: Reconciler) -> Router {
+    Router::new()
+        .route("/purchases/parked", get(parked))
+        .route("/purchases/{id}/retry", post(retry))
+        .with_state(reconciler)
+}
+
+#[derive(Deserialize)]
+struct PurchaseRequest {
+    purchase_items: Vec<ItemRequest>,
+    payment: PaymentRequest,
+}
+
+#[derive(Deserialize)]
+struct ItemRequest {
+    product_id: u64,
+    amount: i64,
+}
+
+#[derive(Deserialize)]
+struct PaymentRequest {
+    currency_code: String,
+}
+
+#[derive(Serialize)]
+struct Bought {
+    purchase_id: u64,
+}
+
+async fn buy(
+    Customer(customer_id): Customer,
+    Shared(door): Shared<Door>,
+    headers: HeaderMap,
+    Json(request): Json<PurchaseRequest>,
+) -> Result<(StatusCode, Json<Bought>), ApiError> {
+    let items = request.purchase_items.iter().map(|item| (item.product_id, item.amount));
+    let cart = Cart::new(items, request.payment.currency_code, door.max_cart_lines)?;
+    let key = idempotency_key(&headers, &cart)?;
+    let prices = door.products.ask(cart.product_ids()).await.map_err(|unavailable| {
+        tracing::warn!(%unavailable, "a cart cannot be priced");
+        ApiError::unavailable("the catalogue is not available", RETRY_AFTER_SECONDS)
+    })?;
+    let purchase = cart.priced(customer_id, &prices)?;
+    let trace = trace(&headers, &door.random).to_string();
+    door.admission.enter(customer_id).map_err(|refused| match refused {
+        Refused::Shop => ApiError::unavailable("too many purchases are under way", RETRY_AFTER_SECONDS),
+        Refused::Customer => ApiError::too_many_requests(RETRY_AFTER_SECONDS),
+    })?;
+    match door.accept.accept(Request { purchase, key, trace }).await {
+        Ok(Accepted::As(purchase_id)) => Ok((StatusCode::CREATED, Json(Bought { purchase_id }))),
+        Ok(Accepted::OtherRequest(id)) => Err(ApiError::unprocessable(format!(
+            "the Idempotency-Key was used for purchase {id}, which was another request"
+        ))),
+        Err(error) => {
+            // What never reached the task was not counted out by it.
+            if let NotAccepted::QueueFull { .. } | NotAccepted::Stopping = error {
+                door.admission.leave([customer_id].into_iter());
+            }
+            Err(error.into())
+        }
+    }
+}
+
+impl From<NotAccepted> for ApiError {
+    fn from(error: NotAccepted) -> ApiError {
+        match error {
+            NotAccepted::QueueFull { .. } => {
+                ApiError::unavailable("too many purchases are waiting", RETRY_AFTER_SECONDS)
+            }
+            NotAccepted::Stopping => ApiError::unavailable("the shop is stopping", RETRY_AFTER_SECONDS),
+            NotAccepted::Ids(error) => error.into(),
+            NotAccepted::Database(error) => error.into(),
+        }
+    }
+}
+
+/// The key of draft-ietf-httpapi-idempotency-key-header, in the bare form that clients send as well as in quotes.
+fn idempotency_key(headers: &HeaderMap, cart: &Cart) -> Result<Option<Key>, ApiError> {
+    let Some(value) = headers.get("idempotency-key") else { return Ok(None) };
+    let text = value.to_str().unwrap_or_default();
+    let key = text.strip_prefix('"').and_then(|text| text.strip_suffix('"')).unwrap_or(text);
+    if key.is_empty() || key.len() > MAX_KEY_CHARS {
+        let problem = format!("1 to {MAX_KEY_CHARS} visible ASCII characters expected");
+        return Err(ApiError::invalid_parameter("Idempotency-Key", problem));
+    }
+    let mut request_hash = [0; 32];
+    request_hash.copy_from_slice(digest(&SHA256, &cart.canonical()).as_ref());
+    Ok(Some(Key { key: key.to_owned(), request_hash }))
+}
+
+/// The caller's trace, or a new one.
+fn trace(headers: &HeaderMap, random: &Random) -> TraceContext {
+    let fill = |bytes: &mut [u8]| random.fill(bytes);
+    let given = headers.get("traceparent").and_then(|value| value.to_str().ok()?.parse().ok());
+    match given {
+        Some(caller) => TraceContext::child(&caller, fill),
+        None => TraceContext::generate(fill, true),
+    }
+}
+
+async fn results(
+    Customer(customer_id): Customer,
+    Shared(door): Shared<Door>,
+    headers: HeaderMap,
+    RawQuery(query): RawQuery,
+) -> Result<Response, ApiError> {
+    let cursor = cursor(&headers, query.as_deref())?;
+    let subscription = door.live.subscribe(customer_id).await.map_err(|no_stream| match no_stream {
+        NoStream::TooMany => ApiError::unavailable("too many streams are open", RETRY_AFTER_SECONDS),
+        NoStream::TooManyOfCustomer => ApiError::too_many_requests(RETRY_AFTER_SECONDS),
+        NoStream::Stopped => ApiError::unavailable("the shop is stopping", RETRY_AFTER_SECONDS),
+    })?;
+    let announced = subscription.announced;
+    let cursor = match cursor {
+        // A number that was never given out comes from another database; nothing of this one was sent then.
+        Some(cursor) if cursor.finished <= announced => cursor,
+        Some(_) => Cursor::after(announced),
+        None => Cursor::after(look_back(&door, customer_id, announced).await?),
+    };
+    let Door { db, definition, stop, .. } = door;
+    let parts = stream::Parts { db, definition, customer_id, cursor, subscription, stop };
+    let keep_alive = KeepAlive::new().interval(KEEP_ALIVE);
+    let mut response = Sse::new(stream::events(parts)).keep_alive(keep_alive).into_response();
+    response.headers_mut().insert("x-accel-buffering", HeaderValue::from_static("no"));
+    Ok(response)
+}
+
+/// Where a client is that does not say so: before the purchases that ended a moment ago, so that one who buys first and listens
+/// then misses nothing.
+async fn look_back(door: &Door, customer_id: u64, announced: u64) -> Result<u64, ApiError> {
+    let since = door.clock.now().saturating_sub(millis(door.look_back));
+    let first = door
+        .db
+        .read(move |tx| store::first_finished_since(tx, customer_id, since, MAX_LOOK_BACK))
+        .await
+        .map_err(|error: db::Error| ApiError::from(error))?;
+    Ok(first.map_or(announced, |first| first.saturating_sub(1).min(announced)))
+}
+
+/// The client's place in its stream: the header of a browser that reconnects, or the query of a client that cannot set headers.
+fn cursor(headers: &HeaderMap, query: Option<&str>) -> Result<Option<Cursor>, ApiError> {
+    let header = headers.get("last-event-id").map(|value| value.to_str().unwrap_or("?"));
+    let parameter = query.unwrap_or_default().split('&').find_map(|pair| pair.strip_prefix("last_event_id="));
+    match header.or(parameter) {
+        None | Some("") => Ok(None),
+        Some(text) => match Cursor::parse(text) {
+            Ok(cursor) => Ok(Some(cursor)),
+            Err(no_cursor) => Err(ApiError::bad_request(no_cursor.to_string())),
+        },
+    }
+}
+
+#[derive(Serialize)]
+struct PurchaseView {
+    id: u64,
+    state: &'static str,
+    created_at: u64,
+    finished_at: Option<u64>,
+    items: Vec<ItemView>,
+    payment: PaymentView,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    steps: Option<Vec<StepView>>,
+    reason: Option<String>,
+}
+
+#[derive(Serialize)]
+struct ItemView {
+    product_id: u64,
+    amount: i64,
+    price: i64,
+}
+
+#[derive(Serialize)]
+struct PaymentView {
+    currency_code: String,
+    amount: i64,
+}
+
+#[derive(Serialize)]
+struct StepView {
+    step: &'static str,
+    status: &'static str,
+    timestamp: u64,
+}
+
+/// Somebody else's purchase is answered like one that does not exist, and so is an id that no purchase can have.
+async fn show(
+    Customer(customer_id): Customer,
+    Shared(door): Shared<Door>,
+    id: Result<Id, ApiError>,
+) -> Result<Json<PurchaseView>, ApiError> {
+    let not_found = || ApiError::not_found("purchase not found");
+    let Id(id) = id.map_err(|_| not_found())?;
+    let found = door.db.read(move |tx| store::by_id(tx, id, customer_id)).await;
+    let shown = found.map_err(|error: db::Error| ApiError::from(error))?.ok_or_else(not_found)?;
+    let live = door.live.paths(vec![id]).await.unwrap_or_default();
+    let path = path_of(&shown, &live)?;
+    let steps = steps(&door.definition, &shown, &path)?;
+    let mut view = view(shown, &path)?;
+    view.steps = Some(steps);
+    Ok(Json(view))
+}
+
+#[derive(Serialize)]
+struct Purchases {
+    purchases: Vec<PurchaseView>,
+}
+
+async fn list(
+    Customer(customer_id): Customer,
+    Shared(door): Shared<Door>,
+    page: Page,
+) -> Result<Json<Purchases>, ApiError> {
+    let Page { offset, size } = page;
+    let found = door.db.read(move |tx| store::list(tx, customer_id, offset, size)).await;
+    let found = found.map_err(|error: db::Error| ApiError::from(error))?;
+    let open = found.iter().filter(|shown| shown.state == State::Open).map(|shown| shown.id).collect();
+    let live = door.live.paths(open).await.unwrap_or_default();
+    let one = |shown: Shown| {
+        let path = path_of(&shown, &live)?;
+        view(shown, &path)
+    };
+    Ok(Json(Purchases { purchases: found.into_iter().map(one).collect::<Result<_, _>>()? }))
+}
+
+/// How far a purchase is: from the database when it has ended, else as far as is known here.
+fn path_of(shown: &Shown, live: &HashMap<u64, Path>) -> Result<Path, ApiError> {
+    match &shown.path {
+        Some(bytes) => decode_path(bytes)
+            .map_err(|error| ApiError::internal(format_args!("the path of purchase {}: {error}", shown.id))),
+        None => Ok(live.get(&shown.id).cloned().unwrap_or_default()),
+    }
+}
+
+fn steps(
+    definition: &Definition<PurchaseStep>,
+    shown: &Shown,
+    path: &Path,
+) -> Result<Vec<StepView>, ApiError> {
+    let events = saga::events(definition, shown.created_at, path).map_err(|illegal| {
+        ApiError::internal(format_args!("the path of purchase {}: {illegal}", shown.id))
+    })?;
+    let step = |event: saga::Event<'_, PurchaseStep>| StepView {
+        step: event.step.name(),
+        status: status_name(event.status),
+        timestamp: event.at / 1000,
+    };
+    Ok(events.into_iter().map(step).collect())
+}
+
+/// A purchase without its steps.
+fn view(shown: Shown, path: &Path) -> Result<PurchaseView, ApiError> {
+    let Shown { id, state, input, created_at, finished_at, reason, .. } = shown;
+    let purchase = Purchase::from_input(&input.into())
+        .map_err(|error| ApiError::internal(format_args!("the input of purchase {id}: {error}")))?;
+    let item = |item: &shop::purchase::PurchasedItem| ItemView {
+        product_id: item.product_id,
+        amount: item.amount,
+        price: item.price,
+    };
+    Ok(PurchaseView {
+        id,
+        state: state.name(path.rejection().is_some()),
+        created_at: created_at / 1000,
+        finished_at: finished_at.map(|at| at / 1000),
+        items: purchase.items.iter().map(item).collect(),
+        payment: PaymentView { currency_code: purchase.currency_code, amount: purchase.total },
+        steps: None,
+        reason: reason.or_else(|| path.rejection().map(ToString::to_string)),
+    })
+}
+
+#[derive(Serialize)]
+struct ParkedView {
+    id: u64,
+    customer_id: u64,
+    created_at: u64,
+    reason: Option<String>,
+}
+
+async fn parked(Shared(reconciler): Shared<Reconciler>) -> Result<Json<Vec<ParkedView>>, ApiError> {
+    let found = reconciler.db.read(|tx| store::left_to_operator(tx, MAX_LISTED_FOR_OPERATOR)).await;
+    let found = found.map_err(|error: db::Error| ApiError::from(error))?;
+    let view = |(id, customer_id, created_at, reason)| ParkedView {
+        id,
+        customer_id,
+        created_at: created_at / 1000,
+        reason,
+    };
+    Ok(Json(found.into_iter().map(view).collect()))
+}
+
+async fn retry(
+    Shared(reconciler): Shared<Reconciler>,
+    Id(id): Id,
+) -> Result<Json<serde_json::Value>, ApiError> {
+    if reconciler.retry(id).await? {
+        Ok(Json(serde_json::json!({ "msg": "ok" })))
+    } else {
+        Err(ApiError::not_found(format!("no purchase {id} was left to an operator")))
+    }
+}

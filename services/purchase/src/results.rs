@@ -1,0 +1,235 @@
+//! How sagas get on: whatever is reported is shown to who watches; what has ended is first written to the database.
+//!
+//! What never happens: an end is announced before it is committed, a purchase ends twice, or ends differently the second
+//! time. A report that contradicts what is written is set aside and shouted about: it would mean that a
+//! saga had two paths.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bus::{Batch, Bus, Delivery, Verdict};
+use db::Db;
+use saga::{Definition, End, Path, Position};
+use shop::purchase::{PURCHASE_PROGRESS, PurchaseStep};
+use telemetry::metrics::PubsubMetrics;
+use tokio_util::sync::CancellationToken;
+use wire::messages::{Progress, encode_path};
+use wire::time::UnixMillis;
+
+use crate::admission::Admission;
+use crate::live::{Ended, Live, News};
+use crate::metrics::SagaMetrics;
+use crate::model::{self, State};
+use crate::store::{self, Finish};
+
+/// The delay before reports come again that could not be written.
+const RETRY_DELAY: Duration = Duration::from_millis(100);
+
+/// What the loop works with.
+pub(crate) struct Parts {
+    pub(crate) db: Db,
+    pub(crate) bus: Bus,
+    pub(crate) definition: Arc<Definition<PurchaseStep>>,
+    pub(crate) live: Live,
+    pub(crate) admission: Admission,
+    pub(crate) metrics: SagaMetrics,
+    pub(crate) pubsub: PubsubMetrics,
+    pub(crate) batch_messages: usize,
+}
+
+/// Runs the loop until `stop` or until the bus is closed. The batch in hand is finished first.
+pub(crate) async fn run(parts: Parts, stop: CancellationToken) {
+    let mut consumer = parts.bus.subscribe(PURCHASE_PROGRESS);
+    loop {
+        let batch = tokio::select! {
+            biased;
+            () = stop.cancelled() => return,
+            next = consumer.next(parts.batch_messages) => match next {
+                Ok(batch) => batch,
+                Err(bus::Closed) => return,
+            },
+        };
+        parts.work_off(batch).await;
+    }
+}
+
+/// A batch, understood.
+#[derive(Default)]
+struct Sorted {
+    /// Paths of sagas that go on.
+    open: Vec<(u64, Path)>,
+    /// Sagas that have ended, each once.
+    ended: Vec<Reported>,
+    verdicts: Vec<Verdict>,
+}
+
+/// A saga that is reported to have ended.
+struct Reported {
+    id: u64,
+    end: End,
+    path: Path,
+    /// The first of its reports in the batch.
+    place: usize,
+}
+
+/// What the database made of a saga's end.
+#[derive(Debug)]
+enum Written {
+    /// The purchase has ended now, with this number.
+    Finished { customer_id: u64, was_open: bool, created_at: UnixMillis, finished_no: u64 },
+    /// It had ended before, in the same way.
+    Before,
+    /// It had ended before, in another way.
+    Contradicted,
+    /// There is no such purchase.
+    Unknown,
+}
+
+impl Parts {
+    async fn work_off(&self, batch: Batch) {
+        failpoint::hit("purchase.result.received");
+        let began = Instant::now();
+        self.pubsub.batch(batch.deliveries().len());
+        let Sorted { open, ended, mut verdicts } = self.sort(batch.deliveries());
+        // An error means that the service is stopping: then nobody watches.
+        let _ = self.live.progressed(open).await;
+        if !ended.is_empty() {
+            self.end(ended, &mut verdicts).await;
+        }
+        failpoint::hit("purchase.result.announced");
+        let returned = verdicts.iter().filter(|verdict| matches!(verdict, Verdict::Retry { .. })).count();
+        self.pubsub.received(true, (verdicts.len() - returned) as u64);
+        self.pubsub.received(false, returned as u64);
+        self.pubsub.handled(began.elapsed(), returned == 0);
+        if let Err(forgotten) = batch.settle(verdicts).await {
+            tracing::debug!(%forgotten, "nothing left to acknowledge");
+        }
+    }
+
+    fn sort(&self, deliveries: &[Delivery]) -> Sorted {
+        let mut sorted = Sorted { verdicts: vec![Verdict::Ack; deliveries.len()], ..Sorted::default() };
+        let mut seen: HashMap<u64, usize> = HashMap::new();
+        for (place, delivery) in deliveries.iter().enumerate() {
+            match self.understand(delivery) {
+                Err(reason) => {
+                    tracing::error!(id = %delivery.envelope.id, reason, "a report was parked");
+                    sorted.verdicts[place] = Verdict::Park { reason };
+                }
+                Ok((id, Position::Ended(end), path)) => match seen.get(&id) {
+                    Some(&known) if sorted.ended[known].path == path => {}
+                    Some(_) => sorted.verdicts[place] = contradiction(id),
+                    None => {
+                        seen.insert(id, sorted.ended.len());
+                        sorted.ended.push(Reported { id, end, path, place });
+                    }
+                },
+                Ok((id, Position::Forward(_) | Position::Backward(_), path)) => sorted.open.push((id, path)),
+            }
+        }
+        sorted
+    }
+
+    fn understand(&self, delivery: &Delivery) -> Result<(u64, Position, Path), String> {
+        let Progress { carried } =
+            Progress::decode(delivery.envelope.body.clone()).map_err(|error| error.to_string())?;
+        let path = carried.token.path;
+        let position = path.position(&self.definition).map_err(|illegal| illegal.to_string())?;
+        Ok((carried.token.saga, position, path))
+    }
+
+    /// Writes the ends of sagas in one transaction, then announces them.
+    async fn end(&self, ended: Vec<Reported>, verdicts: &mut [Verdict]) {
+        let finishes: Arc<Vec<Finish>> = Arc::new(ended.iter().map(finish).collect());
+        let rows = Arc::clone(&finishes);
+        let written = self.db.write(move |tx| write(tx, &rows)).await;
+        match written {
+            Ok(written) => {
+                failpoint::hit("purchase.result.committed");
+                let mut news = Vec::with_capacity(ended.len());
+                for ((reported, finish), written) in ended.into_iter().zip(finishes.iter()).zip(written) {
+                    news.extend(self.announce(reported, finish, written, verdicts));
+                }
+                // An error means that the service is stopping: then nobody watches.
+                let _ = self.live.ended(news).await;
+            }
+            Err(error) => {
+                let error: db::Error = error;
+                tracing::warn!(%error, sagas = ended.len(), "the ends of sagas were not written; they come again");
+                for reported in ended {
+                    verdicts[reported.place] = Verdict::Retry { after: RETRY_DELAY };
+                }
+            }
+        }
+    }
+
+    fn announce(
+        &self,
+        reported: Reported,
+        finish: &Finish,
+        written: Written,
+        verdicts: &mut [Verdict],
+    ) -> Option<Ended> {
+        let Reported { id, path, place, .. } = reported;
+        match written {
+            Written::Finished { customer_id, was_open, created_at, finished_no } => {
+                if was_open {
+                    self.admission.leave([customer_id].into_iter());
+                }
+                self.metrics.finished(finish.state, finish.finished_at.saturating_sub(created_at));
+                tracing::debug!(purchase = id, state = ?finish.state, "a purchase has ended");
+                let news = News { id, started_at: created_at, path, finished_no: Some(finished_no) };
+                Some(Ended { customer_id, news })
+            }
+            Written::Before => None,
+            Written::Contradicted => {
+                verdicts[place] = contradiction(id);
+                None
+            }
+            Written::Unknown => {
+                let reason = format!("there is no purchase {id}");
+                tracing::error!(reason, "a report was parked");
+                verdicts[place] = Verdict::Park { reason };
+                None
+            }
+        }
+    }
+}
+
+fn contradiction(id: u64) -> Verdict {
+    let reason = format!("purchase {id} is reported to have ended in two ways");
+    tracing::error!(purchase = id, "two paths of one saga: its participants contradict themselves");
+    Verdict::Park { reason }
+}
+
+fn finish(reported: &Reported) -> Finish {
+    let (state, reason) = model::ended(reported.end, &reported.path);
+    let finished_at = reported.path.entries().last().map_or(0, |entry| entry.at);
+    Finish { id: reported.id, state, finished_at, reason, path: encode_path(&reported.path) }
+}
+
+/// Ends those purchases that have not ended. One answer for each, in their order.
+fn write(tx: &mut db::Tx<'_>, finishes: &[Finish]) -> Result<Vec<Written>, db::Error> {
+    let known: HashMap<u64, store::Known> = store::known(tx, finishes.iter().map(|finish| finish.id))?
+        .into_iter()
+        .map(|known| (known.id, known))
+        .collect();
+    let open = |finish: &&Finish| known.get(&finish.id).is_some_and(|known| !known.state.is_terminal());
+    let ending: Vec<Finish> = finishes.iter().filter(open).cloned().collect();
+    let mut number = if ending.is_empty() { 0 } else { store::finish(tx, &ending)? };
+    let written = finishes.iter().map(|finish| match known.get(&finish.id) {
+        None => Written::Unknown,
+        Some(known) if known.state.is_terminal() => match &known.path {
+            Some(path) if *path == finish.path => Written::Before,
+            _ => Written::Contradicted,
+        },
+        Some(known) => {
+            let finished_no = number;
+            number += 1;
+            let was_open = known.state == State::Open;
+            let (customer_id, created_at) = (known.customer_id, known.created_at);
+            Written::Finished { customer_id, was_open, created_at, finished_no }
+        }
+    });
+    Ok(written.collect())
+}

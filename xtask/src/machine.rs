@@ -1,0 +1,110 @@
+//! What the machine has to have, and how it gets there.
+
+use std::env;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use crate::Error;
+use crate::steps::Steps;
+
+/// A program that the build or a test starts.
+struct Program {
+    name: &'static str,
+    /// The Debian package that has it.
+    package: &'static str,
+    why: &'static str,
+}
+
+const PROGRAMS: &[Program] = &[
+    Program { name: "cc", package: "gcc", why: "SQLite, the cryptography and the allocator are C" },
+    Program { name: "curl", package: "curl", why: "the tests of the API drive it as its users do" },
+    Program { name: "strace", package: "strace", why: "a test makes fdatasync fail" },
+];
+
+/// A component of the Rust toolchain.
+struct Component {
+    name: &'static str,
+    /// The program that it brings.
+    program: &'static str,
+}
+
+const COMPONENTS: &[Component] = &[
+    Component { name: "rustfmt", program: "cargo-fmt" },
+    Component { name: "clippy", program: "cargo-clippy" },
+];
+
+/// Whether a program of this name is on the path.
+pub(crate) fn finds(name: &str) -> bool {
+    let executable = |path: PathBuf| {
+        path.metadata().is_ok_and(|file| file.is_file() && file.permissions().mode() & 0o111 != 0)
+    };
+    env::var_os("PATH").is_some_and(|path| env::split_paths(&path).any(|dir| executable(dir.join(name))))
+}
+
+/// Installs the Debian packages of the programs that are missing.
+///
+/// # Errors
+/// If one is missing and cannot be installed here; the message tells how to do it by hand.
+pub(crate) fn install_missing_programs(steps: &mut Steps) -> Result<(), Error> {
+    let missing: Vec<&Program> = PROGRAMS.iter().filter(|program| !finds(program.name)).collect();
+    if missing.is_empty() {
+        return Ok(());
+    }
+    for Program { name, package, why } in &missing {
+        println!("missing: {name} (Debian package {package}), because {why}");
+    }
+    let packages: Vec<&str> = missing.iter().map(|program| program.package).collect();
+    let by_hand =
+        format!("install the missing programs yourself (Debian: apt-get install {})", packages.join(" "));
+    let Some(privileged) = privileged() else {
+        return Err(format!("not root, and there is no sudo: {by_hand}").into());
+    };
+    if !finds("apt-get") {
+        return Err(format!("this machine has no apt-get: {by_hand}").into());
+    }
+    let apt = |arguments: &[&str]| {
+        let mut command = privileged();
+        command.args(["DEBIAN_FRONTEND=noninteractive", "apt-get"]).args(arguments);
+        command
+    };
+    let install = [&["install", "--yes", "--no-install-recommends"], &packages[..]].concat();
+    steps
+        .run("package lists", &mut apt(&["update"]))
+        .and_then(|()| steps.run("packages", &mut apt(&install)))
+        .map_err(|error| format!("{error}; {by_hand}").into())
+}
+
+/// Starts commands as root: as who already is, or by a sudo that asks no question.
+fn privileged() -> Option<fn() -> Command> {
+    let root = Path::new("/proc/self").metadata().is_ok_and(|process| process.uid() == 0);
+    if root {
+        return Some(|| Command::new("env"));
+    }
+    finds("sudo").then_some(|| {
+        let mut command = Command::new("sudo");
+        command.args(["--non-interactive", "env"]);
+        command
+    })
+}
+
+/// Adds the toolchain's components that are missing.
+///
+/// # Errors
+/// If one is missing and there is no rustup, or rustup fails.
+pub(crate) fn install_missing_components(steps: &mut Steps) -> Result<(), Error> {
+    for Component { name, program } in COMPONENTS {
+        // With rustup the program is always there, and says whether the component is.
+        let there = Command::new(program).arg("--version").output().is_ok_and(|out| out.status.success());
+        if there {
+            continue;
+        }
+        if !finds("rustup") {
+            return Err(
+                format!("{program} is missing and there is no rustup: install the component {name}").into()
+            );
+        }
+        steps.run(name, Command::new("rustup").args(["component", "add", name]))?;
+    }
+    Ok(())
+}
