@@ -41,21 +41,23 @@ pub(crate) fn run(root: &Path, name: Option<&str>) -> Result<(), Error> {
     for test in chosen.iter().map(|mutant| mutant.test).collect::<BTreeSet<_>>() {
         laboratory.expect_pass(test)?;
     }
-    let mut survivors = 0;
+    let mut killed = 0;
     let mut table = String::new();
     for mutant in &chosen {
         let begun = Instant::now();
-        let fate = laboratory.try_out(mutant)?;
-        survivors += usize::from(fate == Fate::Survived);
-        let row = format!("{:<10} {:>5} s  {}", fate.word(), begun.elapsed().as_secs(), mutant.name);
+        let fate = laboratory.try_out(mutant);
+        let word = fate.as_ref().map_or("ERROR", |fate| fate.word());
+        killed += usize::from(matches!(fate, Ok(Fate::Killed | Fate::TimedOut)));
+        let row = format!("{word:<10} {:>5} s  {}", begun.elapsed().as_secs(), mutant.name);
         println!("{row}");
-        table += &format!("{row}\n{:21}{}\n", "", mutant.why);
+        let note = fate.err().map_or_else(|| mutant.why.to_owned(), |error| error.to_string());
+        table += &format!("{row}\n{:20}{note}\n", "");
     }
-    println!("\n{table}\n{} of {} killed", chosen.len() - survivors, chosen.len());
-    if survivors > 0 {
-        return Err(format!("{survivors} survived: no test would notice these bugs").into());
+    println!("\n{table}\n{killed} of {} killed", chosen.len());
+    match chosen.len() - killed {
+        0 => Ok(()),
+        alive => Err(format!("{alive} not killed: no test would notice these bugs").into()),
     }
-    Ok(())
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]

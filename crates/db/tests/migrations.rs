@@ -64,7 +64,7 @@ async fn a_failed_one_is_rolled_back_and_those_before_stay() {
 
 #[test]
 fn many_threads_open_a_new_database_at_once() {
-    for round in 0..10 {
+    for round in 0..100 {
         let folder = Folder::new(&format!("migrate-threads-{round}"));
         let start = std::sync::Barrier::new(6);
         std::thread::scope(|scope| {
@@ -93,7 +93,7 @@ fn opened_by_a_child_process() {
 
 #[tokio::test]
 async fn many_processes_open_a_new_database_at_once() {
-    for round in 0..5 {
+    for round in 0..20 {
         let folder = Folder::new(&format!("migrate-processes-{round}"));
         let children: Vec<_> = (0..4)
             .map(|_| {

@@ -1,1 +1,1 @@
-//! (being written)
+//! Real processes under test.

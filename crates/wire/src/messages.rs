@@ -354,7 +354,7 @@ fn cut(reason: &str) -> &str {
     &reason[..end.unwrap_or(0)]
 }
 
-/// The Protocol Buffers messages themselves; `proto/saga.proto` is the same in the language of others.
+/// The Protocol Buffers messages themselves; `proto/saga.proto` says the same in the language of others.
 mod proto {
     use super::{Bytes, Mode, outcome_parts};
 
@@ -589,5 +589,52 @@ mod tests {
         };
         assert_eq!(kept.len(), MAX_REASON_BYTES);
         assert!(kept.chars().all(|c| c == 'é'));
+    }
+
+    /// `MESSAGE.field = tag` for every field, from the lines of a file.
+    fn fields(text: &str, message: &str, field: impl Fn(&str) -> Option<(String, u32)>) -> Vec<String> {
+        let mut current = String::new();
+        let mut fields = Vec::new();
+        for line in text.lines().map(str::trim) {
+            if let Some(rest) = line.split_once(message) {
+                current = rest.1.trim_end_matches(" {").to_owned();
+            }
+            if let Some((name, tag)) = field(line) {
+                fields.push(format!("{current}.{name} = {tag}"));
+            }
+        }
+        fields.sort();
+        fields
+    }
+
+    #[test]
+    fn the_proto_file_says_what_the_code_does() {
+        let proto = include_str!("../../../proto/saga.proto");
+        let described = fields(proto, "message ", |line| {
+            let (left, right) = line.split_once(" = ")?;
+            let tag = right.split(';').next()?.parse().ok()?;
+            Some((left.rsplit(' ').next()?.to_owned(), tag))
+        });
+        let code = include_str!("messages.rs");
+        let code = &code[code.find("mod proto {").unwrap()..code.find("impl From<&saga::Entry>").unwrap()];
+        let tag = std::cell::Cell::new(None);
+        let coded = fields(&code.replace("OrchestratorKind", "ToOrchestrator"), " struct ", |line| {
+            if let Some((_, rest)) = line.split_once("tag = \"") {
+                tag.set(rest.split('"').next()?.parse().ok());
+            }
+            let name = line.strip_prefix("pub(super) ")?.split_once(": ")?.0.to_owned();
+            Some((name, tag.take()?))
+        });
+        // The variants of a oneof are fields in the file and an enum in the code.
+        let described: Vec<_> = described
+            .into_iter()
+            .filter(|line| {
+                !["start", "reply", "command", "purge"]
+                    .iter()
+                    .any(|kind| line.contains(&format!(".{kind} = ")))
+            })
+            .collect();
+        assert!(described.len() > 25, "only {} fields were found", described.len());
+        assert_eq!(described, coded);
     }
 }

@@ -358,11 +358,9 @@ struct ParkedView {
 async fn parked(Shared(reconciler): Shared<Reconciler>) -> Result<Json<Vec<ParkedView>>, ApiError> {
     let found = reconciler.db.read(|tx| store::left_to_operator(tx, MAX_LISTED_FOR_OPERATOR)).await;
     let found = found.map_err(|error: db::Error| ApiError::from(error))?;
-    let view = |(id, customer_id, created_at, reason)| ParkedView {
-        id,
-        customer_id,
-        created_at: created_at / 1000,
-        reason,
+    let view = |left: store::LeftToOperator| {
+        let store::LeftToOperator { id, customer_id, created_at, reason } = left;
+        ParkedView { id, customer_id, created_at: created_at / 1000, reason }
     };
     Ok(Json(found.into_iter().map(view).collect()))
 }

@@ -260,16 +260,28 @@ pub(crate) fn retry(tx: &mut Tx<'_>, id: u64, now: UnixMillis) -> Result<Option<
     })
 }
 
-/// Purchases left to an operator, oldest first: id, customer, when accepted, reason.
-pub(crate) fn left_to_operator(
-    tx: &mut Tx<'_>,
-    limit: u32,
-) -> Result<Vec<(u64, u64, UnixMillis, Option<String>)>, Error> {
+/// A purchase that was left to an operator.
+pub(crate) struct LeftToOperator {
+    pub(crate) id: u64,
+    pub(crate) customer_id: u64,
+    pub(crate) created_at: UnixMillis,
+    pub(crate) reason: Option<String>,
+}
+
+/// Purchases left to an operator, oldest first.
+pub(crate) fn left_to_operator(tx: &mut Tx<'_>, limit: u32) -> Result<Vec<LeftToOperator>, Error> {
     tx.query(
         "SELECT id, customer_id, created_at, reason FROM purchase
          WHERE finished_no IS NULL AND state = 4 ORDER BY id LIMIT ?",
         &[Value::from(limit)],
-        |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?)),
+        |row| {
+            Ok(LeftToOperator {
+                id: row.get(0)?,
+                customer_id: row.get(1)?,
+                created_at: row.get(2)?,
+                reason: row.get(3)?,
+            })
+        },
     )
 }
 
