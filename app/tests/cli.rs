@@ -1,11 +1,13 @@
 //! The program as its users see it: arguments, settings, exit codes, signals, and who owns a data directory.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on ends")]
+
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitStatus, Output, Stdio};
+use std::process::{Child, ChildStderr, Command, ExitStatus, Output, Stdio};
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
@@ -71,33 +73,34 @@ impl Drop for Folder {
 struct Shop {
     process: Child,
     banner: String,
+    log: BufReader<ChildStderr>,
 }
 
 impl Shop {
     fn start(data_dir: &str) -> Shop {
-        Shop::wait(saga(&[
-            "--data-dir",
-            data_dir,
-            "--listen",
-            "127.0.0.1:0",
-            "--admin-listen",
-            "127.0.0.1:0",
-            "--no-demo-data",
-        ]))
+        Shop::wait(Shop::command(data_dir))
     }
 
+    fn command(data_dir: &str) -> Command {
+        let mut command = saga(&["--data-dir", data_dir, "--no-demo-data"]);
+        command.args(["--listen", "127.0.0.1:0", "--admin-listen", "127.0.0.1:0"]);
+        command
+    }
+
+    /// Starts it, and waits for its banner.
     fn wait(mut command: Command) -> Shop {
         let mut process = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
-        let mut banner = String::new();
         let mut out = BufReader::new(process.stdout.take().unwrap());
+        let mut log = BufReader::new(process.stderr.take().unwrap());
+        let mut banner = String::new();
         while !banner.contains("  stop ") {
             if out.read_line(&mut banner).unwrap() == 0 {
-                let mut log = String::new();
-                process.stderr.take().unwrap().read_to_string(&mut log).unwrap();
-                panic!("saga ended before it was ready: {banner}{log}");
+                let mut text = String::new();
+                log.read_to_string(&mut text).unwrap();
+                panic!("saga ended before it was ready: {banner}{text}");
             }
         }
-        Shop { process, banner }
+        Shop { process, banner, log }
     }
 
     fn pid(&self) -> u32 {
@@ -117,11 +120,31 @@ impl Shop {
         assert!(Command::new("sh").args(["-c", &line]).status().unwrap().success());
     }
 
-    /// The exit status and what was logged since the start.
+    /// Reads the log up to a line with this text.
+    fn wait_for_log(&mut self, text: &str) {
+        let mut line = String::new();
+        while !line.contains(text) {
+            line.clear();
+            assert_ne!(self.log.read_line(&mut line).unwrap(), 0, "the log ended without {text:?}");
+        }
+    }
+
+    /// The exit status, and what of the log was not read yet.
     fn end(mut self) -> (ExitStatus, String) {
         let mut log = String::new();
-        self.process.stderr.take().unwrap().read_to_string(&mut log).unwrap();
+        self.log.read_to_string(&mut log).unwrap();
         (self.process.wait().unwrap(), log)
+    }
+
+    /// A request whose body is being waited for and does not come.
+    fn hold_up(&self) -> TcpStream {
+        let mut client = TcpStream::connect(self.address("shop API")).unwrap();
+        let head = "POST /api/account/auth/login HTTP/1.1\r\nHost: shop\r\nContent-Length: 9\r\n";
+        write!(client, "{head}Expect: 100-continue\r\n\r\n").unwrap();
+        let mut answer = [0; 12];
+        client.read_exact(&mut answer).unwrap();
+        assert_eq!(&answer, b"HTTP/1.1 100");
+        client
     }
 }
 
@@ -374,6 +397,52 @@ fn both_signals_end_it_in_order_and_in_time() {
         let messages: Vec<&str> = lines.iter().filter_map(|line| line["message"].as_str()).collect();
         assert!(messages.contains(&"ready") && messages.last() == Some(&"stopped"), "{messages:?}");
     }
+}
+
+#[test]
+fn a_client_that_does_not_finish_is_cut_off_at_the_deadline() {
+    let folder = Folder::new("cut");
+    let mut command = Shop::command(&folder.path("data"));
+    command.env("SAGA_HTTP__DRAIN_TIMEOUT_MS", "300");
+    let shop = Shop::wait(command);
+    let mut client = shop.hold_up();
+    let begun = Instant::now();
+    shop.signal("TERM");
+    let (status, log) = shop.end();
+    assert_eq!(status.code(), Some(0), "{log}");
+    assert!((Duration::from_millis(300)..STOP_WITHIN).contains(&begun.elapsed()), "{:?}", begun.elapsed());
+    let mut rest = Vec::new();
+    let _ = client.read_to_end(&mut rest);
+    assert!(!rest.starts_with(b"HTTP/1.1 200"), "{}", String::from_utf8_lossy(&rest));
+}
+
+#[test]
+fn a_second_signal_does_not_wait_for_anybody() {
+    let folder = Folder::new("twice");
+    let mut shop = Shop::start(&folder.path("data"));
+    let _client = shop.hold_up();
+    let begun = Instant::now();
+    shop.signal("TERM");
+    shop.wait_for_log("stopping");
+    shop.signal("INT");
+    let (status, log) = shop.end();
+    assert_eq!(status.code(), Some(130), "{log}");
+    assert!(log.contains("a second signal"), "{log}");
+    // Well below the time that requests in flight get.
+    assert!(begun.elapsed() < Duration::from_secs(5), "{:?}", begun.elapsed());
+}
+
+#[test]
+fn products_are_seeded_once() {
+    let folder = Folder::new("seed");
+    let data = folder.path("data");
+    let first = stdout(&run(&mut saga(&["seed", "--data-dir", &data])));
+    assert!(first.starts_with("demo data: added"), "{first}");
+    let again = stdout(&run(&mut saga(&["seed", "--data-dir", &data])));
+    assert!(again.starts_with("demo data: not added"), "{again}");
+    let shop = Shop::start(&data);
+    let products = get(shop.address("shop API"), "/api/products?size=10");
+    assert!(products.contains("\"id\":"), "{products}");
 }
 
 #[test]

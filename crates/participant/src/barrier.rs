@@ -214,7 +214,7 @@ impl Records {
 }
 
 /// Rows that one [`purge`] deletes at most, so that it never holds up a batch for long.
-pub const PURGE_ROWS: u32 = 2_000;
+pub const PURGE_ROWS: u32 = 500;
 
 /// Deletes rows that no message can name any more: their saga has a smaller id than `below`, so it has ended, and they
 /// were recorded before `recorded_before`, so that every message that was under way when the saga ended has run out.

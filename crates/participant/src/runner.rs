@@ -80,6 +80,7 @@ pub async fn run<P: Participant>(parts: Parts<P>, stop: CancellationToken) {
         },
     };
     let limit = parts.settings.batch_commands.min(runner.rest.bus.limits().frame_envelopes);
+    let mut purge = None;
     loop {
         let batch = tokio::select! {
             biased;
@@ -88,8 +89,13 @@ pub async fn run<P: Participant>(parts: Parts<P>, stop: CancellationToken) {
                 Ok(batch) => batch,
                 Err(bus::Closed) => return,
             },
+            // Nothing waits: a good time to tidy up.
+            () = std::future::ready(()), if purge.is_some() => {
+                runner.tidy_up(&mut purge).await;
+                continue;
+            }
         };
-        runner.work_off(batch).await;
+        runner.work_off(batch, &mut purge).await;
     }
 }
 
@@ -117,14 +123,15 @@ struct Sorted<I> {
 }
 
 impl<P: Participant> Runner<P> {
-    async fn work_off(&self, batch: Batch) {
+    async fn work_off(&self, batch: Batch, purge: &mut Option<Purge>) {
         failpoint::hit("participant.received");
         let metrics = &self.rest.metrics;
         metrics.batch(batch.deliveries().len());
         let began = Instant::now();
         let mut sorted = self.sort(batch.deliveries());
         let commands = Arc::new(std::mem::take(&mut sorted.commands));
-        let answers = self.answer(&commands, sorted.purge).await;
+        *purge = sorted.purge.or(*purge);
+        let answers = self.answer(&commands, purge).await;
         let success = answers.is_ok();
         metrics.handled(began.elapsed(), success);
         match answers {
@@ -184,14 +191,14 @@ impl<P: Participant> Runner<P> {
     async fn answer(
         &self,
         commands: &Arc<Vec<Command<P::Input>>>,
-        purge: Option<Purge>,
+        purge: &mut Option<Purge>,
     ) -> Result<Vec<Answer>, db::Error> {
         match self.transact(commands, 0..commands.len(), purge).await {
             Err(error) if !error.is_transient() && commands.len() > 1 => {
                 tracing::error!(%error, commands = commands.len(), "a batch failed; trying each command alone");
                 let mut answers = Vec::with_capacity(commands.len());
                 for index in 0..commands.len() {
-                    answers.push(match self.transact(commands, index..index + 1, None).await {
+                    answers.push(match self.transact(commands, index..index + 1, &mut None).await {
                         Ok(mut one) => one.remove(0),
                         Err(error) if error.is_transient() => Answer::Retry(error.to_string()),
                         Err(error) => Answer::Park(error.to_string()),
@@ -203,27 +210,44 @@ impl<P: Participant> Runner<P> {
         }
     }
 
+    /// These commands in one transaction, and a bounded part of the purge; `purge` is none when all of it is done.
     async fn transact(
         &self,
         commands: &Arc<Vec<Command<P::Input>>>,
         range: std::ops::Range<usize>,
-        purge: Option<Purge>,
+        purge: &mut Option<Purge>,
     ) -> Result<Vec<Answer>, db::Error> {
         let commands = Arc::clone(commands);
         let participant = Arc::clone(&self.participant);
         let now = self.rest.clock.now();
-        let retention = self.rest.settings.barrier_retention;
-        self.rest
+        let recorded_before = before(now, self.rest.settings.barrier_retention);
+        let below = purge.map(|purge| purge.below);
+        let (answers, purged) = self
+            .rest
             .db
             .write(move |tx| {
                 let answers = handle(&*participant, tx, &commands[range.clone()], now)?;
-                if let Some(Purge { below }) = purge {
-                    barrier::purge(tx, below, before(now, retention))?;
-                }
+                let purged = match below {
+                    Some(below) => barrier::purge(tx, below, recorded_before)?,
+                    None => 0,
+                };
                 failpoint::hit("participant.before_commit");
-                Ok(answers)
+                Ok::<_, db::Error>((answers, purged))
             })
-            .await
+            .await?;
+        if purged < u64::from(barrier::PURGE_ROWS) {
+            *purge = None;
+        }
+        Ok(answers)
+    }
+
+    /// Goes on with a purge while no command waits. One that fails is left to the next purge message.
+    async fn tidy_up(&self, purge: &mut Option<Purge>) {
+        let nothing = Arc::new(Vec::new());
+        if let Err(error) = self.transact(&nothing, 0..0, purge).await {
+            tracing::warn!(%error, "the barrier was not purged");
+            *purge = None;
+        }
     }
 
     /// Sends the replies in one frame; if it is refused, all of those commands come again and are answered the same.

@@ -5,7 +5,9 @@ use std::sync::Arc;
 
 /// A source of random bytes. Cloning is cheap.
 #[derive(Clone)]
-pub struct Random(Arc<dyn Fn(&mut [u8]) + Send + Sync>);
+pub struct Random(Arc<Fill>);
+
+type Fill = dyn Fn(&mut [u8]) + Send + Sync;
 
 impl Random {
     /// The operating system's cryptographically secure source, by way of AWS-LC's generator.

@@ -1,1 +1,24 @@
-//! Real processes under test.
+//! The shop as a real process under test: started, watched, killed, started again, and judged by what it left on disk.
+//!
+//! - [`Shop`]: a process of the binary, on free ports of this machine.
+//! - [`Client`], [`Events`]: what its customers do, over real connections.
+//! - [`checks`]: the invariants of the whole, read from the databases, each violation named.
+//! - [`TempDir`], [`until`], [`Dice`]: a place, a wait, and chance that can be repeated.
+//!
+//! What never happens: a test that sleeps and hopes ([`until`] is the one place that pauses, between two looks at a condition),
+//! a process that outlives its test, traffic that leaves the machine.
+
+pub mod checks;
+mod client;
+mod dice;
+mod events;
+mod shop;
+mod temp_dir;
+mod wait;
+
+pub use client::{Answer, Client, ClientError};
+pub use dice::Dice;
+pub use events::{Events, SseEvent};
+pub use shop::{Options, Shop, StartFailed};
+pub use temp_dir::TempDir;
+pub use wait::until;

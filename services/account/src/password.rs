@@ -177,6 +177,15 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn even_the_password_of_nobody_is_wrong_for_nobody() {
+        let predictable = Random::from_fn(|bytes| bytes.fill(b'x'));
+        let passwords = Passwords::new(&PasswordLimits::default(), predictable);
+        let nobody = passwords.nobody.to_string();
+        assert!(passwords.verify(password(&"x".repeat(32)), Some(nobody)).await.unwrap());
+        assert!(!passwords.verify(password(&"x".repeat(32)), None).await.unwrap());
+    }
+
+    #[tokio::test]
     async fn who_finds_the_line_full_is_refused_at_once_and_an_abandoned_hash_keeps_its_place() {
         let limits = PasswordLimits { max_running_hashes: 1, max_waiting_hashes: 1 };
         let passwords = Arc::new(Passwords::new(&limits, Random::secure()));

@@ -1,6 +1,5 @@
 //! Purchases over HTTP: buy, follow, look up.
 
-use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -28,7 +27,7 @@ use crate::accept::{Accept, Accepted, NotAccepted, Request, millis};
 use crate::admission::{Admission, Refused};
 use crate::cursor::Cursor;
 use crate::live::{Live, NoStream};
-use crate::model::{Cart, State, status_name};
+use crate::model::{Cart, status_name};
 use crate::reconcile::Reconciler;
 use crate::store::{self, Key, Shown};
 use crate::stream;
@@ -268,10 +267,10 @@ async fn show(
 ) -> Result<Json<PurchaseView>, ApiError> {
     let not_found = || ApiError::not_found("purchase not found");
     let Id(id) = id.map_err(|_| not_found())?;
+    let live = door.live.path(id).await.ok().flatten();
     let found = door.db.read(move |tx| store::by_id(tx, id, customer_id)).await;
     let shown = found.map_err(|error: db::Error| ApiError::from(error))?.ok_or_else(not_found)?;
-    let live = door.live.paths(vec![id]).await.unwrap_or_default();
-    let path = path_of(&shown, &live)?;
+    let path = path_of(&shown, live)?;
     let steps = steps(&door.definition, &shown, &path)?;
     let mut view = view(shown, &path)?;
     view.steps = Some(steps);
@@ -289,23 +288,22 @@ async fn list(
     page: Page,
 ) -> Result<Json<Purchases>, ApiError> {
     let Page { offset, size } = page;
+    let mut live = door.live.paths_of(customer_id).await.unwrap_or_default();
     let found = door.db.read(move |tx| store::list(tx, customer_id, offset, size)).await;
     let found = found.map_err(|error: db::Error| ApiError::from(error))?;
-    let open = found.iter().filter(|shown| shown.state == State::Open).map(|shown| shown.id).collect();
-    let live = door.live.paths(open).await.unwrap_or_default();
     let one = |shown: Shown| {
-        let path = path_of(&shown, &live)?;
+        let path = path_of(&shown, live.remove(&shown.id))?;
         view(shown, &path)
     };
     Ok(Json(Purchases { purchases: found.into_iter().map(one).collect::<Result<_, _>>()? }))
 }
 
 /// How far a purchase is: from the database when it has ended, else as far as is known here.
-fn path_of(shown: &Shown, live: &HashMap<u64, Path>) -> Result<Path, ApiError> {
+fn path_of(shown: &Shown, live: Option<Path>) -> Result<Path, ApiError> {
     match &shown.path {
         Some(bytes) => decode_path(bytes)
             .map_err(|error| ApiError::internal(format_args!("the path of purchase {}: {error}", shown.id))),
-        None => Ok(live.get(&shown.id).cloned().unwrap_or_default()),
+        None => Ok(live.unwrap_or_default()),
     }
 }
 

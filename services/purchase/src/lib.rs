@@ -69,6 +69,10 @@ pub struct Config {
     pub retry_max: Duration,
     /// After so many tries a purchase is left to an operator.
     pub max_tries: u32,
+    /// How often the reconciler looks for purchases that are due. Not zero.
+    pub look_interval: Duration,
+    /// How often participants are told which barrier rows they may forget. Not zero.
+    pub purge_interval: Duration,
     /// Requests that are accepted in one transaction at most.
     pub accept_batch_requests: usize,
     /// Requests that may wait to be accepted. More are refused with 503.
@@ -93,6 +97,8 @@ impl Default for Config {
             retry_first: Duration::from_secs(5),
             retry_max: Duration::from_secs(60),
             max_tries: 20,
+            look_interval: Duration::from_millis(500),
+            purge_interval: Duration::from_secs(60),
             accept_batch_requests: 512,
             accept_queue_requests: 8_192,
             look_back: Duration::from_secs(30),
@@ -186,6 +192,8 @@ pub async fn start(parts: Parts) -> Result<(PurchaseService, Vec<Task>), StartEr
             retry_first: config.retry_first,
             retry_max: config.retry_max,
             max_tries: config.max_tries,
+            look_interval: config.look_interval,
+            purge_interval: config.purge_interval,
         },
     };
     let adopted = reconciler.adopt().await?;

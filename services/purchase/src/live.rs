@@ -74,7 +74,8 @@ enum Message {
     Progressed(Vec<(u64, Path)>),
     Ended(Vec<Ended>),
     GivenUp(Vec<u64>),
-    Paths(Vec<u64>, oneshot::Sender<HashMap<u64, Path>>),
+    Path(u64, oneshot::Sender<Option<Path>>),
+    PathsOf(u64, oneshot::Sender<HashMap<u64, Path>>),
     Oldest(oneshot::Sender<Option<UnixMillis>>),
     Subscribe(u64, oneshot::Sender<Result<Subscription, NoStream>>),
 }
@@ -121,10 +122,18 @@ impl Live {
         self.send(Message::GivenUp(ids)).await
     }
 
-    /// The paths so far of those among these purchases that are open.
-    pub(crate) async fn paths(&self, ids: Vec<u64>) -> Result<HashMap<u64, Path>, Stopped> {
+    /// The path so far of a purchase, if it is open. What is not open any more is in the database with its end, so ask here
+    /// first and there second: then no answer is older than one given before.
+    pub(crate) async fn path(&self, id: u64) -> Result<Option<Path>, Stopped> {
         let (answer, answered) = oneshot::channel();
-        self.send(Message::Paths(ids, answer)).await?;
+        self.send(Message::Path(id, answer)).await?;
+        answered.await.map_err(|_| Stopped)
+    }
+
+    /// The paths so far of a customer's open purchases; ask as for [`Live::path`].
+    pub(crate) async fn paths_of(&self, customer_id: u64) -> Result<HashMap<u64, Path>, Stopped> {
+        let (answer, answered) = oneshot::channel();
+        self.send(Message::PathsOf(customer_id, answer)).await?;
         answered.await.map_err(|_| Stopped)
     }
 
@@ -181,7 +190,8 @@ impl State {
                 self.close(id);
             }),
             // Whoever asked may have gone; then nobody needs the answer.
-            Message::Paths(ids, answer) => drop(answer.send(self.paths(&ids))),
+            Message::Path(id, answer) => drop(answer.send(self.path(id))),
+            Message::PathsOf(customer_id, answer) => drop(answer.send(self.paths_of(customer_id))),
             Message::Oldest(answer) => drop(answer.send(self.oldest())),
             Message::Subscribe(customer_id, answer) => drop(answer.send(self.subscribe(customer_id))),
         }
@@ -240,9 +250,13 @@ impl State {
         }
     }
 
-    fn paths(&self, ids: &[u64]) -> HashMap<u64, Path> {
-        let path = |id: &u64| self.open.get(id).map(|open| (*id, open.news.path.clone()));
-        ids.iter().filter_map(path).collect()
+    fn path(&self, id: u64) -> Option<Path> {
+        self.open.get(&id).map(|open| open.news.path.clone())
+    }
+
+    fn paths_of(&self, customer_id: u64) -> HashMap<u64, Path> {
+        let ids = self.by_customer.get(&customer_id).into_iter().flatten();
+        ids.filter_map(|id| Some((*id, self.path(*id)?))).collect()
     }
 
     fn oldest(&self) -> Option<UnixMillis> {

@@ -25,10 +25,6 @@ use crate::live::Live;
 use crate::metrics::SagaMetrics;
 use crate::store::{self, Due, OpenPurchase};
 
-/// How often the reconciler looks for what is due.
-const TICK: Duration = Duration::from_millis(500);
-/// How often participants are told what they may forget.
-const PURGE_INTERVAL: Duration = Duration::from_secs(60);
 /// With nothing open, everything older than this is known to have ended.
 const PURGE_MARGIN: Duration = Duration::from_secs(3_600);
 /// Purchases that are replayed in one frame at most.
@@ -45,6 +41,10 @@ pub(crate) struct Settings {
     pub(crate) retry_max: Duration,
     /// After so many tries a purchase is left to an operator.
     pub(crate) max_tries: u32,
+    /// How often the reconciler looks for what is due.
+    pub(crate) look_interval: Duration,
+    /// How often participants are told what they may forget.
+    pub(crate) purge_interval: Duration,
 }
 
 /// What the reconciler works with.
@@ -100,9 +100,9 @@ impl Reconciler {
 
     /// Runs until `stop`.
     pub(crate) async fn run(self, stop: CancellationToken) {
-        let mut tick = tokio::time::interval(TICK);
+        let mut tick = tokio::time::interval(self.settings.look_interval);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let mut purge = tokio::time::interval(PURGE_INTERVAL);
+        let mut purge = tokio::time::interval(self.settings.purge_interval);
         purge.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             let done = tokio::select! {
@@ -233,8 +233,13 @@ fn first_id_at(at: UnixMillis) -> u64 {
 mod tests {
     use super::*;
 
-    const SETTINGS: Settings =
-        Settings { retry_first: Duration::from_secs(5), retry_max: Duration::from_secs(60), max_tries: 6 };
+    const SETTINGS: Settings = Settings {
+        retry_first: Duration::from_secs(5),
+        retry_max: Duration::from_secs(60),
+        max_tries: 6,
+        look_interval: Duration::from_millis(500),
+        purge_interval: Duration::from_secs(60),
+    };
 
     #[test]
     fn tries_back_off_then_decide_then_give_up() {

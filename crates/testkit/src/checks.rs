@@ -1,0 +1,1 @@
+//! The invariants of the whole shop, checked on its databases.
