@@ -142,10 +142,11 @@ pub(crate) struct Purchase {
     pub accept_batch: usize,
     /// Purchases that may wait to be accepted; further ones are answered 503.
     pub accept_queue: usize,
-    /// For how long after its end a purchase's events are kept in memory for clients that reconnect; older
-    /// ones are read from the database.
+    /// How far back the event stream of a client begins that does not say what it has seen: one who buys first
+    /// and listens then misses nothing. A client that resumes gets everything that it missed, whatever its age.
     pub replay_recent_seconds: u64,
-    /// How long the services remember which commands they have answered.
+    /// How long the services remember at least what they have answered. What a purchase that has not ended may
+    /// still ask for is remembered longer.
     pub barrier_retention_hours: u64,
 }
 
@@ -381,9 +382,9 @@ pub(crate) enum Conflict {
     },
     /// A command could be carried out twice.
     #[error(
-        "purchase.barrier_retention_hours = {hours} is too short: a purchase may be driven again for up to \
-         {driven_seconds} s (deadline_seconds + max_tries * retry_max_seconds), and a service that has forgotten \
-         its answer would act a second time"
+        "purchase.barrier_retention_hours = {hours} is too short: a purchase may be driven for up to \
+         {driven_seconds} s (deadline_seconds + max_tries * retry_max_seconds), and messages of that time may \
+         still be under way when it has ended"
     )]
     BarrierTooShort {
         /// How long answers are remembered.

@@ -8,7 +8,7 @@ use std::process::Command;
 use crate::Error;
 use crate::steps::Steps;
 
-/// A program that the build or a test starts.
+/// A program that a test starts. (A C compiler is there: without its linker this program could not run.)
 struct Program {
     name: &'static str,
     /// The Debian package that has it.
@@ -17,7 +17,6 @@ struct Program {
 }
 
 const PROGRAMS: &[Program] = &[
-    Program { name: "cc", package: "gcc", why: "SQLite, the cryptography and the allocator are C" },
     Program { name: "curl", package: "curl", why: "the tests of the API drive it as its users do" },
     Program { name: "strace", package: "strace", why: "a test makes fdatasync fail" },
 ];

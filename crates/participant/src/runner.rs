@@ -264,7 +264,8 @@ impl<P: Participant> Runner<P> {
                 }
                 Answer::Retry(why) => {
                     let (saga, count) = (question.carried.token.saga, delivery.count);
-                    tracing::warn!(saga, step = %question.step, count, why, "a command got no answer yet");
+                    let trace = String::from_utf8_lossy(&question.carried.trace);
+                    tracing::warn!(saga, %trace, step = %question.step, count, why, "a command got no answer yet");
                     sorted.verdicts[place] = retry(settings, count);
                 }
                 Answer::Park(why) => {

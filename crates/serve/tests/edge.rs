@@ -5,6 +5,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use axum::Router;
 use axum::body::Body;
@@ -18,6 +19,9 @@ use serve::{ApiError, Id, Json, Page};
 use telemetry::{HttpMetrics, Registry};
 use tokio::sync::Notify;
 use tower::ServiceExt;
+
+/// Longer than a refusal may take.
+const PATIENCE: Duration = Duration::from_secs(20);
 
 fn request(method: &str, path: &str) -> Request<Body> {
     Request::builder().method(method).uri(path).body(Body::empty()).unwrap()
@@ -126,7 +130,8 @@ async fn requests_beyond_the_bound_are_refused_and_open_streams_do_not_count() {
     let _stream = router.clone().oneshot(request("GET", "/stream")).await.unwrap();
     let held = tokio::spawn(router.clone().oneshot(request("GET", "/held")));
     entered.notified().await;
-    let (status, headers, body) = ask(&router, request("GET", "/held")).await;
+    let refused = tokio::time::timeout(PATIENCE, ask(&router, request("GET", "/held"))).await;
+    let (status, headers, body) = refused.expect("it waits instead of being refused");
     assert_eq!(status, 503);
     assert_eq!(headers["retry-after"], "1");
     assert_eq!(body, r#"{"msg":"too many requests in flight, try again"}"#);

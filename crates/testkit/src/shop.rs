@@ -224,7 +224,7 @@ impl Shop {
     ///
     /// # Panics
     /// When it cannot be killed.
-    pub async fn kill9(mut self) -> ExitStatus {
+    pub async fn kill9(&mut self) -> ExitStatus {
         // One that is gone already needs no killing.
         let _ = self.child.start_kill();
         match self.wait_exit(GONE_LIMIT).await {
@@ -248,7 +248,7 @@ impl Shop {
     ///
     /// # Panics
     /// When it has not stopped after twice the time that it promises.
-    pub async fn terminate(mut self) -> ExitStatus {
+    pub async fn terminate(&mut self) -> ExitStatus {
         self.signal("TERM").await;
         match self.wait_exit(TERMINATE_LIMIT).await {
             Some(status) => status,

@@ -186,6 +186,20 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn an_unknown_customer_costs_the_same_hash() {
+        let mut passwords = Passwords::new(&PasswordLimits::default(), Random::secure());
+        let stored = passwords.hash(password("abcd5432")).await.unwrap();
+        let parameters = |hash: &str| hash.split('$').take(4).map(str::to_owned).collect::<Vec<_>>();
+        assert_eq!(parameters(&passwords.nobody), parameters(&stored));
+        passwords.nobody = "damaged".into();
+        let read = passwords.verify(password("abcd5432"), None).await;
+        assert!(
+            matches!(read, Err(PasswordError::Hash(_))),
+            "the hash of nobody was not looked at: {read:?}"
+        );
+    }
+
+    #[tokio::test]
     async fn who_finds_the_line_full_is_refused_at_once_and_an_abandoned_hash_keeps_its_place() {
         let limits = PasswordLimits { max_running_hashes: 1, max_waiting_hashes: 1 };
         let passwords = Arc::new(Passwords::new(&limits, Random::secure()));

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use saga::{End, Path, Reason, Status};
 use serve::error::ApiError;
+use serve::extract::MAX_ID;
 use shop::purchase::{Purchase, PurchasedItem};
 
 /// The largest total, price times amount summed over a cart: what a JSON number carries through JavaScript.
@@ -100,8 +101,12 @@ impl Cart {
     ) -> Result<Cart, ApiError> {
         let mut lines: BTreeMap<u64, i64> = BTreeMap::new();
         for (product_id, amount) in items {
+            if product_id > MAX_ID {
+                let problem = format!("{product_id}, 0 to {MAX_ID} expected");
+                return Err(ApiError::invalid_parameter("product_id", problem));
+            }
             if !(1..=MAX_TOTAL).contains(&amount) {
-                let problem = format!("{amount} of product {product_id}, at least 1 expected");
+                let problem = format!("{amount} of product {product_id}, 1 to {MAX_TOTAL} expected");
                 return Err(ApiError::invalid_parameter("amount", problem));
             }
             let sum = lines.entry(product_id).or_default();
@@ -201,6 +206,8 @@ mod tests {
         assert!(refusal(cart(&[])).contains("purchase_items: empty"));
         assert!(refusal(cart(&[(1, 0)])).contains("amount: 0 of product 1"));
         assert!(refusal(cart(&[(1, -4)])).contains("amount: -4 of product 1"));
+        assert!(refusal(cart(&[(MAX_ID + 1, 1)])).contains("product_id: 9007199254740992, 0 to"));
+        assert!(refusal(cart(&[(u64::MAX, 1)])).contains("product_id: 18446744073709551615, 0 to"));
         assert!(refusal(cart(&[(1, MAX_TOTAL), (1, 1)])).contains("product 1 is named with more than"));
         assert!(refusal(cart(&[(1, 1), (2, 1), (3, 1), (4, 1)])).contains("4 products, at most 3"));
         let coins = Cart::new([(1, 1)], "coins".to_owned(), 3);

@@ -28,7 +28,7 @@ use crate::store::{self, Due, OpenPurchase};
 /// With nothing open, everything older than this is known to have ended.
 const PURGE_MARGIN: Duration = Duration::from_secs(3_600);
 /// Purchases that are replayed in one frame at most.
-const PAGE_PURCHASES: u32 = 256;
+const PAGE_PURCHASES: usize = 256;
 /// Why an operator is asked.
 const GIVEN_UP: &str = "it was tried as often as is allowed and has not ended";
 
@@ -120,12 +120,15 @@ impl Reconciler {
     /// Replays what is due, page by page, as long as the bus has room to spare.
     async fn reconcile(&self, stop: &CancellationToken) -> Result<(), db::Error> {
         while !stop.is_cancelled() {
-            let room = self.bus.limits().queue_envelopes / 2;
+            let limits = self.bus.limits();
+            let room = limits.queue_envelopes / 2;
             if self.bus.depth(ORCHESTRATOR).held() > room {
                 tracing::warn!("nothing is replayed: the queue is more than half full");
                 break;
             }
-            if self.replay_page().await? < PAGE_PURCHASES as usize {
+            // A page is one frame, and it fits: what is refused would have been tried in vain.
+            let page = PAGE_PURCHASES.min(limits.frame_envelopes).min(room).max(1);
+            if self.replay_page(page).await? < page {
                 break;
             }
         }
@@ -137,7 +140,8 @@ impl Reconciler {
     }
 
     /// Replays one page of what is due; returns how many there were.
-    async fn replay_page(&self) -> Result<usize, db::Error> {
+    async fn replay_page(&self, purchases: usize) -> Result<usize, db::Error> {
+        let limit = u32::try_from(purchases).unwrap_or(u32::MAX);
         let now = self.clock.now();
         let idle = self.db.read(move |tx| Ok::<_, db::Error>(store::due(tx, now, 1)?.is_empty())).await?;
         if idle {
@@ -151,7 +155,7 @@ impl Reconciler {
                     let next = settings.judge(due.tries, due.deadline_at, now);
                     (due, next)
                 };
-                let judged: Vec<_> = store::due(tx, now, PAGE_PURCHASES)?.into_iter().map(judge).collect();
+                let judged: Vec<_> = store::due(tx, now, limit)?.into_iter().map(judge).collect();
                 let postponed = judged.iter().filter_map(|(due, next)| match next {
                     Next::Start { next_wake_at, .. } => Some((due.id, *next_wake_at, due.tries + 1)),
                     Next::GiveUp => None,

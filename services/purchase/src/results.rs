@@ -133,6 +133,10 @@ impl Parts {
     fn understand(&self, delivery: &Delivery) -> Result<(u64, Position, Path), String> {
         let Progress { carried } =
             Progress::decode(delivery.envelope.body.clone()).map_err(|error| error.to_string())?;
+        let (name, version) = (carried.definition.as_str(), carried.version);
+        if (name, version) != (self.definition.name(), self.definition.version()) {
+            return Err(format!("no definition {name:?} version {version} is known here"));
+        }
         let path = carried.token.path;
         let position = path.position(&self.definition).map_err(|illegal| illegal.to_string())?;
         Ok((carried.token.saga, position, path))
