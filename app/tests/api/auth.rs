@@ -82,6 +82,8 @@ fn a_forged_token_opens_nothing() {
         let kept = |_: &mut Value| {};
         let signed = token.rsplit_once('.').unwrap().0;
         let victims = victim.token.rsplit_once('.').unwrap();
+        let claims = URL_SAFE_NO_PAD.decode(victims.0.split_once('.').unwrap().1).unwrap();
+        let who = serde_json::from_slice::<Value>(&claims).unwrap()["sub"].clone();
         let unsigned = changed(token, |header| header["alg"] = json!("none"), kept);
         let mut flipped = token.to_owned();
         // Not the last character, whose low bits mean nothing.
@@ -89,7 +91,7 @@ fn a_forged_token_opens_nothing() {
         let other = if flipped.as_bytes()[last] == b'A' { "B" } else { "A" };
         flipped.replace_range(last..=last, other);
         let forged = [
-            changed(token, kept, |claims| claims["sub"] = json!("1")),
+            changed(token, kept, |claims| claims["sub"] = who.clone()),
             changed(token, kept, |claims| claims["exp"] = json!(9_999_999_999_u64)),
             changed(token, kept, |claims| claims["exp"] = json!(1)),
             changed(token, |header| header["alg"] = json!("HS256"), kept),

@@ -147,7 +147,7 @@ fn what_is_no_json_object_is_refused() {
                 (b"a=b&c=d", format!("{not_json}expected value at line 1 column 1")),
                 (b"{'a':1}", format!("{not_json}key must be a string at line 1 column 2")),
                 (b"\xef\xbb\xbf{}", format!("{not_json}expected value at line 1 column 1")),
-                (b"{\"a\":\"\xff\"}", format!("{not_json}invalid unicode code point at line 1 column 7")),
+                (b"{\"\xff\":1}", format!("{not_json}invalid unicode code point at line 1 column 3")),
                 (two.as_bytes(), format!("{not_json}{behind}")),
                 (b"null", "invalid parameter: body: expected an object (line 1, column 4)".to_owned()),
                 (b"true", "invalid parameter: body: expected an object (line 1, column 4)".to_owned()),
@@ -163,17 +163,16 @@ fn what_is_no_json_object_is_refused() {
 }
 
 #[test]
-fn nesting_has_a_bound_also_in_fields_that_nobody_knows() {
+fn nesting_costs_the_shop_nothing_in_fields_that_nobody_knows() {
     run(async {
         let shop = shop().await;
-        let deep = format!(r#"{{"unknown":{}"#, "[".repeat(60_000));
-        let msg = "the request's body is not JSON: recursion limit exceeded at line 1 column 138";
-        let answer = shop.ask("POST", "/api/account/auth/login").body(deep).send().await;
-        assert_eq!(answer.status, 400, "{}", answer.body);
-        let skipped = "the request's body is not JSON: EOF while parsing a list at line 1 column 60011";
-        let got = answer.json()["msg"].as_str().unwrap().to_owned();
-        assert!(got == msg || got == skipped, "{got}");
-        assert_eq!(shop.get("/api/products?size=1").await.status, 200, "the shop is still there");
+        let open = format!(r#"{{"unknown":{}"#, "[".repeat(60_000));
+        let msg = "the request's body is not JSON: EOF while parsing a list at line 1 column 60011";
+        shop.ask("POST", "/api/account/auth/login").body(open).refused(400, msg).await;
+        let fits = new_customer().to_string();
+        let nested = format!(r#"{{"unknown":{}{},{}"#, "[".repeat(30_000), "]".repeat(30_000), &fits[1..]);
+        let answer = shop.ask("POST", "/api/account/auth/signup").body(nested).send().await;
+        assert_eq!(answer.status, 201, "{}", answer.body);
     });
 }
 
@@ -204,7 +203,7 @@ fn a_body_is_json_whatever_its_content_type_says() {
 fn white_space_and_escapes_are_json_too() {
     run(async {
         let shop = shop().await;
-        let text = "\r\n{ \"name\" : \"\\u0061\\n\\ud83d\\ude00\", \"description\":\"b\",\t\"brand_name\":\"c\",\"price\":0,\"inventory\":-0 }\n";
+        let text = "\r\n{ \"name\" : \"\\u0061\\n\\ud83d\\ude00\", \"description\":\"b\",\t\"brand_name\":\"c\",\"price\":0,\"inventory\":0 }\n";
         let created = shop.ask("POST", "/api/product").body(text).send().await;
         assert_eq!(created.status, 201, "{}", created.body);
         let shown = shop.get(&format!("/api/product/{}", created.json()["id"])).await.json();
@@ -224,7 +223,8 @@ fn a_body_above_the_limit_is_refused_before_anything_else() {
             ("PUT", "/api/account/info/person"),
             ("POST", "/api/nothing"),
         ] {
-            for size in [LIMIT_BYTES + 1, 10 * LIMIT_BYTES] {
+            // Also the larger ones are heard out, so that their senders hear why.
+            for size in [1, 10, 16, 16, 16].map(|times| (times * LIMIT_BYTES).max(LIMIT_BYTES + 1)) {
                 shop.ask(method, path).body(vec![b' '; size]).refused(413, &msg).await;
             }
         }

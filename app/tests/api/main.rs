@@ -5,6 +5,11 @@
 //! start one with the settings that they are about. What never happens: a test that depends on another one, or on
 //! what another one left behind.
 
+#![allow(
+    clippy::unwrap_used,
+    reason = "an unwrap that fails is a test that fails, in a helper of tests, too"
+)]
+
 mod account;
 mod auth;
 mod bodies;

@@ -53,8 +53,10 @@ fn neither_door_opens_what_is_behind_the_other() {
     });
 }
 
+type Labels = BTreeMap<String, String>;
+
 /// A scrape: the samples by name, each with its labels and its value.
-struct Scrape(BTreeMap<String, Vec<(BTreeMap<String, String>, f64)>>);
+struct Scrape(BTreeMap<String, Vec<(Labels, f64)>>);
 
 impl Scrape {
     /// Reads the text format. The values of this shop's labels have no escapes.
@@ -81,7 +83,7 @@ impl Scrape {
         for (labels, _) in samples {
             assert_eq!(labels.keys().map(String::as_str).collect::<Vec<_>>(), names, "{name}");
         }
-        let fits = |labels: &BTreeMap<String, String>| {
+        let fits = |labels: &Labels| {
             with.iter().all(|(name, value)| labels.get(*name).is_some_and(|label| label == value))
         };
         samples.iter().filter(|(labels, _)| fits(labels)).map(|(_, value)| value).sum()

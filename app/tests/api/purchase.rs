@@ -415,3 +415,30 @@ fn what_is_too_much_at_once_is_refused_and_had_no_effect() {
         }
     });
 }
+
+#[test]
+fn a_repeated_request_takes_nobody_s_place() {
+    run(async {
+        let shop = shop_with(&[("PURCHASE__MAX_OPEN_PER_CUSTOMER", "2")]).await;
+        let customer = shop.sign_up().await;
+        let product = shop.new_product(1, 100).await;
+        let first = bought(&buy_once(&shop, &customer, "one", &cart(product, 1)).await);
+        shop.ended(&customer, first).await;
+        // A place is free again a moment after its purchase has ended; one that is kept for ever shows.
+        let answered = async |key: &str, amount: i64| {
+            let mut status = 0;
+            until("there is room", PATIENCE, async || {
+                status = buy_once(&shop, &customer, key, &cart(product, amount)).await.status;
+                status != 429
+            })
+            .await;
+            status
+        };
+        for _ in 0..3 {
+            assert_eq!(answered("one", 1).await, 201);
+            assert_eq!(answered("one", 2).await, 422);
+        }
+        assert_eq!(answered("two", 1).await, 201);
+        assert_eq!(shop.purchases(&customer).await.len(), 2);
+    });
+}

@@ -213,12 +213,18 @@ impl Records {
     }
 }
 
-/// Rows that one [`purge`] deletes at most, so that it never holds up a batch for long.
-pub const PURGE_ROWS: u32 = 500;
+/// Rows that one [`purge`] looks at and deletes at most, so that it never holds up a batch for long. More than one saga
+/// can have with one participant.
+pub const PURGE_ROWS: u32 = 2_000;
 
-/// Deletes rows that no message can name any more: their saga has a smaller id than `below`, so it has ended, and they
-/// were recorded before `recorded_before`, so that every message that was under way when the saga ended has run out.
-/// Returns how many were deleted; [`PURGE_ROWS`] means that there may be more.
+const _: () = assert!(PURGE_ROWS as usize > 2 * saga::MAX_STEPS);
+
+/// Deletes rows that no message can name any more: their saga has a smaller id than `below`, so it has ended, and all of
+/// its rows here were recorded before `recorded_before`, so that every message that was under way when they were written
+/// has run out. Returns how many were deleted; if any were, there may be more.
+///
+/// A saga's rows go together: a compensation's row without the action's would be a contradiction, and an action's row
+/// without the compensation's would let the effect be undone again.
 ///
 /// # Errors
 /// When the database fails.
@@ -228,10 +234,16 @@ pub fn purge(tx: &mut Tx<'_>, below: u64, recorded_before: UnixMillis) -> Result
         &[Value::from(below), Value::from(PURGE_ROWS)],
         |row| Ok((row.get::<u64>(0)?, row.get::<u8>(1)?, row.get::<u8>(2)?, row.get::<u64>(3)?)),
     )?;
+    // The last saga of a full page may have more rows behind it.
+    let cut = oldest.last().map(|last| last.0).filter(|_| oldest.len() == PURGE_ROWS as usize);
     let mut set = Set::new();
-    for (saga, step, phase, recorded_at) in oldest {
-        if recorded_at < recorded_before {
-            set.push(&[Value::from(saga), Value::from(step), Value::from(phase)]);
+    for rows in oldest.chunk_by(|one, next| one.0 == next.0) {
+        let quiet = rows.iter().all(|(_, _, _, recorded_at)| *recorded_at < recorded_before);
+        if !quiet || cut == Some(rows[0].0) {
+            continue;
+        }
+        for (saga, step, phase, _) in rows {
+            set.push(&[Value::from(*saga), Value::from(*step), Value::from(*phase)]);
         }
     }
     if set.is_empty() {

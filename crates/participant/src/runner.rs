@@ -235,7 +235,7 @@ impl<P: Participant> Runner<P> {
                 Ok::<_, db::Error>((answers, purged))
             })
             .await?;
-        if purged < u64::from(barrier::PURGE_ROWS) {
+        if purged == 0 {
             *purge = None;
         }
         Ok(answers)

@@ -17,17 +17,23 @@ use axum::middleware::{Next, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
 use futures_util::FutureExt;
 use http::header::{
-    AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, REFERRER_POLICY, RETRY_AFTER,
+    AUTHORIZATION, CONTENT_TYPE, EXPECT, HeaderMap, HeaderName, HeaderValue, REFERRER_POLICY, RETRY_AFTER,
     X_CONTENT_TYPE_OPTIONS, X_FRAME_OPTIONS,
 };
 use http::{Method, StatusCode};
-use http_body_util::Limited;
+use http_body_util::{BodyExt, Limited};
 use serde::{Deserialize, Serialize};
 use telemetry::HttpMetrics;
 use tokio::sync::Semaphore;
 use tower_http::cors::{AllowOrigin, CorsLayer};
 
 use crate::error::{ApiError, RETRY_AFTER_SECONDS};
+
+/// A refused body that is larger is not taken in, in bytes.
+const MAX_DISCARDED_BYTES: u64 = 1024 * 1024;
+
+/// How long a client that sends a refused body is listened to.
+const DISCARD_FOR: Duration = Duration::from_secs(1);
 
 /// How long a browser may remember the answer to a preflight.
 const PREFLIGHT_MAX_AGE: Duration = Duration::from_secs(600);
@@ -166,7 +172,10 @@ impl Guard {
         };
         let request = match self.limit_body(request) {
             Ok(request) => request,
-            Err(refusal) => return refusal.into_response(),
+            Err(too_large) => {
+                discard(too_large).await;
+                return ApiError::too_large(self.body_limit.bytes()).into_response();
+            }
         };
         // Where the build unwinds (the release profile aborts instead), a panic costs one request only. The
         // handler's state is shared through locks that poison and channels that close, never half-written.
@@ -177,12 +186,16 @@ impl Guard {
         }
     }
 
-    /// Refuses a body that says it is too large; bounds one that does not say how large it is.
-    fn limit_body(&self, mut request: Request) -> Result<Request, ApiError> {
+    /// Gives back a request whose body says that it is too large; bounds one that does not say how large it is.
+    #[allow(
+        clippy::result_large_err,
+        reason = "it is the request, which is not copied on the good path either"
+    )]
+    fn limit_body(&self, mut request: Request) -> Result<Request, Request> {
         let limit = self.body_limit.bytes();
         let size = request.body().size_hint();
         if size.lower() > limit as u64 {
-            return Err(ApiError::too_large(limit));
+            return Err(request);
         }
         request.extensions_mut().insert(self.body_limit);
         if size.exact().is_some() {
@@ -190,6 +203,19 @@ impl Guard {
         }
         Ok(request.map(|body| Body::new(Limited::new(body, limit))))
     }
+}
+
+/// Takes in a body that was refused, if it is not far too large: a connection that is closed while its client still
+/// sends is reset, and the client loses the answer that tells it why (RFC 9112, section 9.6).
+async fn discard(request: Request) {
+    // A client that asks before it sends is told at once.
+    if request.headers().contains_key(EXPECT) || request.body().size_hint().lower() > MAX_DISCARDED_BYTES {
+        return;
+    }
+    let mut body = request.into_body();
+    let all = async { while let Some(Ok(_)) = body.frame().await {} };
+    // Late or not: the answer is the same.
+    let _ = tokio::time::timeout(DISCARD_FOR, all).await;
 }
 
 fn panic_text(panic: &(dyn Any + Send)) -> &str {

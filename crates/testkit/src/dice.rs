@@ -26,7 +26,7 @@ impl Dice {
     }
 
     /// The next number.
-    pub fn next(&mut self) -> u64 {
+    pub fn throw(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mixed = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
         let mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
@@ -35,7 +35,7 @@ impl Dice {
 
     /// A number from 0 up to, and without, `end`, which is at least 1. (The bias of the remainder is of no concern to a test.)
     pub fn below(&mut self, end: u64) -> u64 {
-        self.next() % end
+        self.throw() % end
     }
 
     /// Whether a throw that succeeds `percent` times in a hundred does.
@@ -45,6 +45,6 @@ impl Dice {
 
     /// Another generator, for somebody who throws at the same time.
     pub fn fork(&mut self) -> Dice {
-        Dice(self.next())
+        Dice(self.throw())
     }
 }

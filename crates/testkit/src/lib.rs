@@ -2,6 +2,8 @@
 //!
 //! - [`Shop`]: a process of the binary, on free ports of this machine.
 //! - [`Client`], [`Events`]: what its customers do, over real connections.
+//! - [`traffic`]: customers who buy, follow their streams and remember what they were told.
+//! - [`Ordeal`]: the whole of it, through many deaths on one data directory.
 //! - [`checks`]: the invariants of the whole, read from the databases, each violation named.
 //! - [`TempDir`], [`until`], [`Dice`]: a place, a wait, and chance that can be repeated.
 //!
@@ -12,13 +14,16 @@ pub mod checks;
 mod client;
 mod dice;
 mod events;
+mod ordeal;
 mod shop;
 mod temp_dir;
+pub mod traffic;
 mod wait;
 
 pub use client::{Answer, Client, ClientError};
 pub use dice::Dice;
 pub use events::{Events, SseEvent};
+pub use ordeal::{Ordeal, SEED_VARIABLE, tail};
 pub use shop::{Options, Shop, StartFailed};
 pub use temp_dir::TempDir;
 pub use wait::until;

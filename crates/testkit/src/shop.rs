@@ -122,7 +122,7 @@ pub enum StartFailed {
 /// A running shop. It is killed when this is dropped.
 #[derive(Debug)]
 pub struct Shop {
-    child: Child,
+    process: Process,
     pid: u32,
     client: Client,
     admin: Client,
@@ -140,35 +140,33 @@ impl Shop {
     pub async fn start(options: Options) -> Result<Shop, StartFailed> {
         let begun = Instant::now();
         let mut command = options.command();
-        let mut child = command.spawn().map_err(|source| StartFailed::Spawn {
+        let spawned = command.spawn().map_err(|source| StartFailed::Spawn {
             program: command.as_std().get_program().to_string_lossy().into_owned(),
             source,
-        })?;
-        let stdout = Output::follow(child.stdout.take());
-        let stderr = Output::follow(child.stderr.take());
+        });
+        let mut process = Process(spawned?);
+        let stdout = Output::follow(process.0.stdout.take());
+        let stderr = Output::follow(process.0.stderr.take());
         let ready = async {
-            wait_for_banner(&mut child, &stdout).await?;
+            process.wait_for_banner(&stdout).await?;
             let banner = stdout.text();
             let client = Client::new(address(&banner, "shop API")?);
             let admin = Client::new(address(&banner, "ready")?);
-            wait_for_readiness(&mut child, &admin).await?;
+            process.wait_for_readiness(&admin).await?;
             Ok((banner, client, admin))
         };
         let ready = tokio::time::timeout(START_LIMIT, ready).await;
         match ready {
             Ok(Ok((banner, client, admin))) => {
-                let pid = child.id().unwrap_or_default();
-                Ok(Shop { child, pid, client, admin, banner, took: begun.elapsed(), stdout, stderr })
+                let pid = process.0.id().unwrap_or_default();
+                Ok(Shop { process, pid, client, admin, banner, took: begun.elapsed(), stdout, stderr })
             }
             Ok(Err(NoStart::Ended(status))) => {
                 Err(StartFailed::Ended { status, stderr: stderr.whole().await })
             }
-            Ok(Err(NoStart::Banner(line))) => {
-                // Killed on drop.
-                Err(StartFailed::Banner { line, banner: stdout.text() })
-            }
+            Ok(Err(NoStart::Banner(line))) => Err(StartFailed::Banner { line, banner: stdout.text() }),
             Err(_) => {
-                let _ = child.kill().await;
+                drop(process);
                 Err(StartFailed::NotReady { limit: START_LIMIT, stderr: stderr.whole().await })
             }
         }
@@ -214,7 +212,7 @@ impl Shop {
     /// # Panics
     /// When the system does not tell.
     pub fn is_running(&mut self) -> bool {
-        match self.child.try_wait() {
+        match self.process.0.try_wait() {
             Ok(status) => status.is_none(),
             Err(error) => panic!("cannot look after process {}: {error}", self.pid),
         }
@@ -226,7 +224,7 @@ impl Shop {
     /// When it cannot be killed.
     pub async fn kill9(&mut self) -> ExitStatus {
         // One that is gone already needs no killing.
-        let _ = self.child.start_kill();
+        let _ = self.process.0.start_kill();
         match self.wait_exit(GONE_LIMIT).await {
             Some(status) => status,
             None => panic!("process {} is still there {GONE_LIMIT:?} after SIGKILL", self.pid),
@@ -261,7 +259,7 @@ impl Shop {
     /// # Panics
     /// When the system does not tell.
     pub async fn wait_exit(&mut self, limit: Duration) -> Option<ExitStatus> {
-        let status = tokio::time::timeout(limit, self.child.wait()).await.ok()?;
+        let status = tokio::time::timeout(limit, self.process.0.wait()).await.ok()?;
         self.stdout.whole().await;
         self.stderr.whole().await;
         match status {
@@ -271,12 +269,43 @@ impl Shop {
     }
 }
 
-impl Drop for Shop {
+/// A process that does not outlive its owner.
+#[derive(Debug)]
+struct Process(Child);
+
+impl Process {
+    async fn wait_for_banner(&mut self, stdout: &Output) -> Result<(), NoStart> {
+        loop {
+            if stdout.text().lines().any(|line| line.starts_with(LAST_BANNER_LINE)) {
+                return Ok(());
+            }
+            self.check_alive()?;
+            tokio::time::sleep(READY_POLL).await;
+        }
+    }
+
+    async fn wait_for_readiness(&mut self, admin: &Client) -> Result<(), NoStart> {
+        while !admin.get("/readyz", None).await.is_ok_and(|answer| answer.status == 200) {
+            self.check_alive()?;
+            tokio::time::sleep(READY_POLL).await;
+        }
+        Ok(())
+    }
+
+    fn check_alive(&mut self) -> Result<(), NoStart> {
+        match self.0.try_wait() {
+            Ok(Some(status)) => Err(NoStart::Ended(status)),
+            _ => Ok(()),
+        }
+    }
+}
+
+impl Drop for Process {
     /// Waits until the process is gone, so that nobody finds its files or its lock in use.
     fn drop(&mut self) {
-        let _ = self.child.start_kill();
+        let _ = self.0.start_kill();
         let deadline = Instant::now() + GONE_LIMIT;
-        while matches!(self.child.try_wait(), Ok(None)) && Instant::now() < deadline {
+        while matches!(self.0.try_wait(), Ok(None)) && Instant::now() < deadline {
             std::thread::park_timeout(READY_POLL);
         }
     }
@@ -285,31 +314,6 @@ impl Drop for Shop {
 enum NoStart {
     Ended(ExitStatus),
     Banner(&'static str),
-}
-
-async fn wait_for_banner(child: &mut Child, stdout: &Output) -> Result<(), NoStart> {
-    loop {
-        if stdout.text().lines().any(|line| line.starts_with(LAST_BANNER_LINE)) {
-            return Ok(());
-        }
-        ended(child)?;
-        tokio::time::sleep(READY_POLL).await;
-    }
-}
-
-async fn wait_for_readiness(child: &mut Child, admin: &Client) -> Result<(), NoStart> {
-    while !admin.get("/readyz", None).await.is_ok_and(|answer| answer.status == 200) {
-        ended(child)?;
-        tokio::time::sleep(READY_POLL).await;
-    }
-    Ok(())
-}
-
-fn ended(child: &mut Child) -> Result<(), NoStart> {
-    match child.try_wait() {
-        Ok(Some(status)) => Err(NoStart::Ended(status)),
-        _ => Ok(()),
-    }
 }
 
 /// `http://ADDRESS` of the banner's line that begins with this word.

@@ -4,8 +4,13 @@
 //! calls for, publish all of it, acknowledge. Any replica can take any message of any saga. When one dies, its batch is
 //! delivered again, and what it had published comes a second time with the same ids and the same meaning.
 //!
-//! What never happens: a message is acknowledged before everything that it calls for has been taken by the bus. A
-//! refusal of one frame is never hidden by the success of another: the messages behind it come again.
+//! What never happens: a message is acknowledged before everything that it calls for has been taken by the bus, unless
+//! the bus has refused it [`Settings::drop_after_deliveries`] times. A refusal of one frame is never hidden by the success
+//! of another: the messages behind it come again.
+//!
+//! Why a message is dropped in the end: the orchestrator's queue may be full of replies that call for commands in a
+//! participant's queue, while that one is full of commands whose replies find no room here. Neither would ever move
+//! again. A saga whose message was dropped is started again by whoever keeps the list of open sagas, as after any loss.
 //!
 //! It knows no saga of its own. [`Book`] says which ones it drives, and where their participants take commands.
 
@@ -28,15 +33,18 @@ pub struct Settings {
     pub retry_delay_min: Duration,
     /// The longest such delay.
     pub retry_delay_max: Duration,
+    /// A message whose effects the bus has refused at so many deliveries is dropped.
+    pub drop_after_deliveries: u32,
 }
 
 impl Default for Settings {
-    /// 512 messages, 20 ms to 5 s.
+    /// 512 messages, 20 ms to 5 s, 8 deliveries (about 2.5 s).
     fn default() -> Self {
         Settings {
             batch_messages: 512,
             retry_delay_min: Duration::from_millis(20),
             retry_delay_max: Duration::from_secs(5),
+            drop_after_deliveries: 8,
         }
     }
 }
@@ -133,7 +141,13 @@ impl Parts {
         let published = self.bus.publish(subject, envelopes).await;
         self.metrics.published(began.elapsed(), published.is_ok());
         if let Err(refused) = published {
-            tracing::warn!(%refused, messages = causes.len(), "a frame was refused; its causes come again");
+            let drop_after = self.settings.drop_after_deliveries;
+            let (causes, dropped): (Vec<_>, Vec<_>) =
+                causes.into_iter().partition(|place| deliveries[*place].count < drop_after);
+            tracing::warn!(
+                %refused, messages = causes.len(), dropped = dropped.len(),
+                "a frame was refused; its causes come again, or their sagas are started again"
+            );
             for place in causes {
                 verdicts[place] = Verdict::Retry { after: self.delay(deliveries[place].count) };
             }
