@@ -327,7 +327,7 @@ fn a_key_has_a_length() {
         let shop = shop().await;
         let customer = shop.sign_up().await;
         let product = shop.new_product(1, 100).await;
-        let msg = "invalid parameter: Idempotency-Key: 1 to 255 visible ASCII characters expected";
+        let msg = "invalid parameter: Idempotency-Key: 1 to 255 printable ASCII characters expected";
         for key in ["", "\"\"", &"k".repeat(256), &"k".repeat(5_000)] {
             let ask = shop.ask_to_buy(&customer, &cart(product, 1)).header("idempotency-key", key);
             ask.refused(400, msg).await;

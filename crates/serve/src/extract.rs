@@ -62,6 +62,10 @@ fn unread_body(error: &(dyn Error + 'static), limit: BodyLimit) -> ApiError {
 
 /// Parses a JSON text. The good case pays for nothing but parsing; a refusal parses again, to name the place.
 fn parse<T: DeserializeOwned>(body: &[u8]) -> Result<T, ApiError> {
+    // serde would take an array for an object, its items for the fields in the order of their declaration.
+    if body.trim_ascii_start().first() == Some(&b'[') {
+        return Err(ApiError::bad_request("the request's body is an array, a JSON object is expected"));
+    }
     serde_json::from_slice(body).map_err(|error| {
         if body.trim_ascii().is_empty() {
             return ApiError::bad_request("the request's body is empty, a JSON object is expected");
@@ -186,6 +190,11 @@ mod tests {
     struct Item {
         #[allow(dead_code, reason = "read by the assertions through Debug")]
         amount: u32,
+    }
+
+    #[test]
+    fn an_array_is_no_object() {
+        assert_eq!(refusal(" [[1]]"), "the request's body is an array, a JSON object is expected");
     }
 
     fn refusal(text: &str) -> String {
