@@ -155,7 +155,7 @@ fn idempotency_key(headers: &HeaderMap, cart: &Cart) -> Result<Option<Key>, ApiE
     let Some(value) = headers.get("idempotency-key") else { return Ok(None) };
     let text = value.to_str().unwrap_or_default();
     let key = text.strip_prefix('"').and_then(|text| text.strip_suffix('"')).unwrap_or(text);
-    let printable = key.bytes().all(|byte| matches!(byte, b' '..=b~));
+    let printable = key.bytes().all(|byte| matches!(byte, b' '..=b'~'));
     if key.is_empty() || key.len() > MAX_KEY_CHARS || !printable {
         let problem = format!("1 to {MAX_KEY_CHARS} printable ASCII characters expected");
         return Err(ApiError::invalid_parameter("Idempotency-Key", problem));
