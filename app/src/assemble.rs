@@ -369,6 +369,8 @@ fn purchase_config(config: &Config) -> purchase::Config {
         accept_batch_requests: accept_batch,
         accept_queue_requests: accept_queue,
         look_back: Duration::from_secs(replay_recent_seconds),
+        // Streams hold their connections: they must leave some for everybody else.
+        max_streams: (config.http.max_connections / 2).max(1),
         result_batch_messages: config.saga.batch,
         ..purchase::Config::default()
     }

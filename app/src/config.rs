@@ -162,7 +162,8 @@ pub(crate) struct Saga {
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct Bus {
-    /// Messages that one queue holds; a full one makes the shop answer 503.
+    /// Messages that one queue holds. Purchases under way are bounded so that it does not fill up; if it does, what
+    /// was accepted is driven on later.
     pub queue_envelopes: usize,
 }
 
@@ -212,6 +213,10 @@ const MAX_AMOUNT: i64 = (1 << 53) - 1;
 
 /// The largest frame of the bus, in messages: no batch may be larger, no queue smaller.
 const FRAME_ENVELOPES: i64 = 1024;
+
+/// The most messages of one saga that wait in one queue, unless it is replayed: the reports of its four steps forward
+/// and back that are not the last.
+const ENVELOPES_PER_SAGA: usize = 4;
 
 /// The shortest admin token, in characters.
 pub(crate) const ADMIN_TOKEN_MIN_CHARS: usize = 16;
@@ -370,6 +375,17 @@ pub(crate) enum Conflict {
         /// The longest pause.
         max: u64,
     },
+    /// Queues that the sagas under way could fill.
+    #[error(
+        "bus.queue_envelopes = {envelopes} is too small for purchase.max_in_flight = {in_flight}: a saga may have \
+         {ENVELOPES_PER_SAGA} messages in one queue, so it must hold at least {ENVELOPES_PER_SAGA} times as many"
+    )]
+    QueueTooSmall {
+        /// What a queue holds.
+        envelopes: usize,
+        /// Purchases under way.
+        in_flight: usize,
+    },
     /// A batch that never fills.
     #[error(
         "purchase.accept_batch = {batch} is above purchase.accept_queue = {queue}: no batch can be so large"
@@ -429,6 +445,7 @@ impl Config {
     /// What does not fit together. Each value is within its bounds.
     fn conflicts(&self) -> Vec<Conflict> {
         let Purchase { accept_batch: batch, accept_queue: queue, .. } = self.purchase;
+        let (envelopes, in_flight) = (self.bus.queue_envelopes, self.purchase.max_in_flight);
         let (first, max) = (self.purchase.retry_first_seconds, self.purchase.retry_max_seconds);
         let hours = self.purchase.barrier_retention_hours;
         let driven_seconds = self.purchase.deadline_seconds + u64::from(self.purchase.max_tries) * max;
@@ -440,6 +457,7 @@ impl Config {
             (self.listen == self.admin_listen && self.listen.port() != 0, Conflict::SameAddress(self.listen)),
             (first > max, Conflict::RetryOrder { first, max }),
             (batch > queue, Conflict::AcceptOrder { batch, queue }),
+            (envelopes / ENVELOPES_PER_SAGA < in_flight, Conflict::QueueTooSmall { envelopes, in_flight }),
             (hours * 60 * 60 <= driven_seconds, Conflict::BarrierTooShort { hours, driven_seconds }),
         ];
         checks.into_iter().filter_map(|(holds, conflict)| holds.then_some(conflict)).collect()

@@ -317,7 +317,7 @@ struct Claim {
 }
 
 /// The lowest number whose lease has expired, else the lowest that was never leased, else the one whose owner
-/// has been silent for longest.
+/// has been silent for longest; one that has no ids left only if there is no other.
 fn choose(rows: &[Row], now: UnixMillis) -> Claim {
     let now_second = second_of(now / 1000);
     let over = |row: &Row| {
@@ -325,16 +325,18 @@ fn choose(rows: &[Row], now: UnixMillis) -> Claim {
         let until = first_second.max(now_second).saturating_add(WINDOW_SECONDS).min(LAST_SECOND);
         Claim { worker: row.worker, is_new: false, first_second, reserved_until_second: until }
     };
-    if let Some(expired) = rows.iter().find(|row| row.expires_at <= now) {
+    let has_ids_left = |row: &&Row| row.reserved_until_second < LAST_SECOND;
+    if let Some(expired) = rows.iter().filter(has_ids_left).find(|row| row.expires_at <= now) {
         return over(expired);
     }
     let unused = (0..WORKERS).find(|worker| rows.iter().all(|row| row.worker != *worker));
-    match (unused, rows.iter().min_by_key(|row| row.expires_at)) {
+    match (unused, rows.iter().min_by_key(|row| (!has_ids_left(row), row.expires_at))) {
         (None, Some(silent)) => over(silent),
         (unused, _) => Claim {
             worker: unused.unwrap_or(0),
             is_new: true,
-            first_second: 0,
+            // Not 0, whatever the clock says: an id of 0 is none.
+            first_second: 1,
             reserved_until_second: now_second.saturating_add(WINDOW_SECONDS).min(LAST_SECOND),
         },
     }
@@ -419,7 +421,10 @@ mod tests {
     fn a_claim_begins_above_what_was_reserved_even_with_a_clock_set_back() {
         let claim = choose(&[row(0, 0, 5000)], at(10));
         assert_eq!((claim.first_second, claim.reserved_until_second), (5001, 5061));
-        let worn = choose(&[row(0, 0, LAST_SECOND)], at(10));
+        let beside_a_worn_one = choose(&[row(0, 0, LAST_SECOND)], at(10));
+        assert_eq!((beside_a_worn_one.worker, beside_a_worn_one.is_new), (1, true));
+        let all_worn: Vec<Row> = (0..WORKERS).map(|worker| row(worker, 0, LAST_SECOND)).collect();
+        let worn = choose(&all_worn, at(10));
         assert!(worn.reserved_until_second < worn.first_second);
     }
 

@@ -24,6 +24,7 @@ mod queue;
 mod sqlite;
 mod value;
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -246,11 +247,18 @@ fn spawn(
 ) -> Result<std::thread::JoinHandle<()>, OpenError> {
     let thread = std::thread::Builder::new().name(format!("{}-{role}", settings.name));
     let path = || settings.path.display().to_string();
+    let work = move || {
+        // What closures do is caught where they run. Should anything else panic, nobody would be answered any more.
+        if catch_unwind(AssertUnwindSafe(work)).is_err() {
+            tracing::error!("a database thread has died: stopping; a restart recovers");
+            std::process::abort();
+        }
+    };
     thread.spawn(work).map_err(|source| OpenError::Thread { path: path(), source })
 }
 
 async fn received<T, E: From<Error>>(answer: oneshot::Receiver<Answer<T, E>>) -> Result<T, E> {
-    // A thread that ended without answering has dropped its queue.
+    // A job that was dropped without an answer was dropped with its closed queue.
     answer.await.unwrap_or(Err(Error::Unavailable(Outage::Closed)))?
 }
 

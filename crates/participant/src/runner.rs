@@ -259,7 +259,14 @@ impl<P: Participant> Runner<P> {
             let delivery = &deliveries[place];
             match answer {
                 Answer::Reply(recorded) => {
-                    frame.push(reply(question, recorded));
+                    let reply = reply(question, recorded);
+                    let (bytes, limit) = (reply.body.len(), bus.limits().body_bytes);
+                    if bytes > limit {
+                        let why = format!("its reply has {bytes} bytes, above the bus's limit of {limit}");
+                        sorted.verdicts[place] = park(delivery, why);
+                        continue;
+                    }
+                    frame.push(reply);
                     sent.push(place);
                 }
                 Answer::Retry(why) => {

@@ -177,8 +177,7 @@ impl Guard {
                 return ApiError::too_large(self.body_limit.bytes()).into_response();
             }
         };
-        // Where the build unwinds (the release profile aborts instead), a panic costs one request only. The
-        // handler's state is shared through locks that poison and channels that close, never half-written.
+        // A panic costs one request only. The handler's state is shared through locks that poison and channels that close, never half-written.
         match AssertUnwindSafe(next.run(request)).catch_unwind().await {
             Ok(response) => response,
             Err(panic) => ApiError::internal(format_args!("a handler panicked: {}", panic_text(&*panic)))

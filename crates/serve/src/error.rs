@@ -61,11 +61,6 @@ impl ApiError {
         ApiError::new(StatusCode::NOT_FOUND, msg)
     }
 
-    /// 409: it contradicts what is there.
-    pub fn conflict(msg: impl Into<Cow<'static, str>>) -> ApiError {
-        ApiError::new(StatusCode::CONFLICT, msg)
-    }
-
     /// 413: the body is above the limit.
     pub fn too_large(limit_bytes: usize) -> ApiError {
         let msg = format!("the request's body is larger than {limit_bytes} bytes");
