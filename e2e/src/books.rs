@@ -99,14 +99,16 @@ impl Books {
             "SELECT COUNT(*) FROM purchase WHERE idempotency_key IS NOT NULL GROUP BY customer_id, idempotency_key",
             |row| row.get(0),
         );
+        let initial_stock = shop.initial_stock.lock().unwrap().clone();
+        let accepted = shop.accepted.lock().unwrap().clone();
         Books {
             stock: stock.await.into_iter().collect(),
-            initial_stock: shop.initial_stock.lock().unwrap().clone(),
+            initial_stock,
             orders: orders.await.into_iter().collect(),
             payments: payments.await.into_iter().collect(),
             purchases: purchases.await.into_iter().collect(),
             replies: all_replies,
-            accepted: shop.accepted.lock().unwrap().clone(),
+            accepted,
             max_keys_of_one_customer: keys.await.into_iter().max().unwrap_or(0),
         }
     }
@@ -133,7 +135,12 @@ impl Books {
         self.purchases.values().map(|accepted| accepted.tries).sum()
     }
 
-    /// What was recorded for this purchase, by all participants.
+    /// When the first of the open purchases is due; the end of time when none is open.
+    pub fn next_wake_at(&self) -> u64 {
+        self.purchases.values().filter_map(|accepted| accepted.next_wake_at).min().unwrap_or(u64::MAX)
+    }
+
+    /// How many replies are recorded for this purchase, by all participants.
     pub fn replies_of(&self, id: u64) -> usize {
         self.replies.keys().filter(|(saga, _, _)| *saga == id).count()
     }

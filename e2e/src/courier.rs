@@ -8,14 +8,17 @@
 //!
 //! What never happens: it carries more at a time than [`LOAD_ENVELOPES`]; it invents a message.
 
+use std::collections::HashSet;
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use bus::{Bus, Envelope, Subject};
+use shop::purchase::{ORCHESTRATOR, PURCHASE_PROGRESS};
 use testkit::Dice;
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
+use wire::messages::{Command, Reply, ToOrchestrator, ToParticipant};
 
 /// Copies that are under way at most. Beyond, the courier takes nothing more from the buses.
 const LOAD_ENVELOPES: usize = 4_096;
@@ -33,6 +36,32 @@ pub struct Passing {
     pub subject: Subject,
     /// The message.
     pub envelope: Envelope,
+}
+
+impl Passing {
+    /// What a participant is asked in it, if it is that.
+    pub fn command(&self) -> Option<Command> {
+        if [ORCHESTRATOR, PURCHASE_PROGRESS].contains(&self.subject) {
+            return None;
+        }
+        match ToParticipant::decode(self.envelope.body.clone()) {
+            Ok(ToParticipant::Command(command)) => Some(command),
+            Ok(ToParticipant::Purge(_)) | Err(_) => None,
+        }
+    }
+
+    /// What a participant has answered in it, if it is that.
+    pub fn reply(&self) -> Option<Reply> {
+        match ToOrchestrator::decode(self.envelope.body.clone()) {
+            Ok(ToOrchestrator::Reply(reply)) if self.subject == ORCHESTRATOR => Some(reply),
+            _ => None,
+        }
+    }
+
+    /// Whether it is about no saga, but tells a participant what it may forget.
+    pub fn is_purge(&self) -> bool {
+        ![ORCHESTRATOR, PURCHASE_PROGRESS].contains(&self.subject) && self.command().is_none()
+    }
 }
 
 /// What becomes of a message.
@@ -121,11 +150,38 @@ impl Courier {
         self.judge(|_| Fate::Deliver(1));
     }
 
-    /// From now on each message is delivered `least` to `most` times, as the seed will have it.
+    /// From now on what is about a saga and goes to one of these is held, and all else is delivered once.
+    pub fn hold(&self, subjects: &[Subject]) {
+        let subjects = subjects.to_vec();
+        self.judge(move |passing| {
+            let held = subjects.contains(&passing.subject) && !passing.is_purge();
+            if held { Fate::Hold } else { Fate::Deliver(1) }
+        });
+    }
+
+    /// From now on everything is delivered once, and so is what was held.
+    pub fn release(&self) {
+        self.be_honest();
+        for Passing { subject, envelope, .. } in self.take_held() {
+            self.deliver(subject, envelope);
+        }
+    }
+
+    /// From now on each message is delivered `least` to `most` times when it is first seen, as the seed will have it. When it
+    /// comes again, because what caused it was repeated, most times once and sometimes not at all: were every repetition
+    /// repeated, they would multiply from step to step.
     pub fn repeat(&self, seed: u64, least: u8, most: u8) {
         self.state().dice = Dice::new(seed);
         let mut dice = Dice::new(!seed);
-        self.judge(move |_| Fate::Deliver(least + dice.below(u64::from(most - least) + 1) as u8));
+        let mut seen = HashSet::new();
+        self.judge(move |passing| {
+            let times = if seen.insert((passing.subject, passing.envelope.id)) {
+                u64::from(least) + dice.below(u64::from(most - least) + 1)
+            } else {
+                u64::from(dice.chance(75))
+            };
+            Fate::Deliver(times as u8)
+        });
     }
 
     /// How many messages were taken so far.

@@ -3,8 +3,8 @@
 //! The databases are opened read-only, each in one snapshot, so this may look at a shop that runs, if it is quiet, as well as at
 //! one that was killed. Reading ([`check`]) and judging are apart: the judgement is a pure function of the rows.
 //!
-//! What never happens: a violation that is not named with the ids at fault; two violations for the price of one (a later check
-//! is not skipped because an earlier one failed).
+//! What never happens: a violation that is not named with the ids at fault, or one that hides behind another: no check is left
+//! out because an earlier one has failed.
 
 mod judge;
 mod rows;

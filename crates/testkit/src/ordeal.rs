@@ -2,6 +2,7 @@
 
 #![allow(clippy::print_stdout, reason = "a test's figures and its seed are for whoever reads its output")]
 
+use std::collections::BTreeMap;
 use std::process::ExitStatus;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -12,7 +13,8 @@ use crate::checks::{self, Expected};
 use crate::dice::Dice;
 use crate::shop::{Options, Shop, StartFailed};
 use crate::traffic::{
-    self, Catalogue, Customer, Gate, Habits, Ledger, Totals, buy_until_last_call, follow_until_closed,
+    self, Catalogue, Customer, Gate, Habits, Ledger, Product, Totals, buy_until_last_call,
+    follow_until_closed,
 };
 use crate::wait::until;
 
@@ -42,6 +44,8 @@ pub struct Ordeal {
     gate: Gate,
     ledger: Arc<Ledger>,
     catalogue: Arc<Catalogue>,
+    /// Every product with the stock that it was created with.
+    stock: BTreeMap<u64, i64>,
     customers: Vec<Customer>,
     buyers: Vec<JoinHandle<()>>,
     followers: Vec<JoinHandle<()>>,
@@ -75,6 +79,7 @@ impl Ordeal {
             options,
             gate: Gate::default(),
             ledger: Arc::default(),
+            stock: catalogue.stock(),
             catalogue,
             customers,
             buyers: Vec::new(),
@@ -123,6 +128,11 @@ impl Ordeal {
     /// What there is to buy.
     pub fn catalogue(&self) -> &Catalogue {
         &self.catalogue
+    }
+
+    /// The test has created this product, which only itself buys.
+    pub fn also_has(&mut self, product: Product) {
+        self.stock.insert(product.id, product.stock);
     }
 
     /// Starts the shop and lets the customers in.
@@ -200,7 +210,7 @@ impl Ordeal {
     /// What the databases must agree with.
     pub fn expected(&self) -> Expected {
         Expected {
-            stock: self.catalogue.stock(),
+            stock: self.stock.clone(),
             acknowledged: self.ledger.acknowledged(),
             keys: self.ledger.keys(),
             ..Expected::default()

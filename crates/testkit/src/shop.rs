@@ -76,6 +76,8 @@ impl Options {
                 command.env_remove(name);
             }
         }
+        // The end of a log is what a test shows: a panic's message should be in it.
+        command.env("RUST_BACKTRACE", "0");
         command.envs(self.env.iter().map(|(name, value)| (name, value)));
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true);
         command
@@ -307,6 +309,16 @@ impl Drop for Process {
         let deadline = Instant::now() + GONE_LIMIT;
         while matches!(self.0.try_wait(), Ok(None)) && Instant::now() < deadline {
             std::thread::park_timeout(READY_POLL);
+        }
+    }
+}
+
+impl Drop for Shop {
+    /// A test that fails beside a running shop wants to know what the shop has to say.
+    #[allow(clippy::print_stderr, reason = "it is for whoever reads the failed test's output")]
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("the end of the log of process {}:\n{}", self.pid, crate::tail(&self.stderr()));
         }
     }
 }

@@ -22,7 +22,7 @@ use bus::{Batch, Bus, Delivery, Envelope, Subject, Verdict};
 use telemetry::metrics::PubsubMetrics;
 use tokio_util::sync::CancellationToken;
 
-pub use plan::{Book, Refused};
+pub use plan::{Book, Outgoing, Refused};
 
 /// The bounds of an orchestrator's loop.
 #[derive(Clone, Copy, Debug)]
@@ -81,7 +81,7 @@ pub async fn run(parts: Parts, stop: CancellationToken) {
     }
 }
 
-/// A frame in the making, and which deliveries it is for.
+/// A frame in the making, and which deliveries come again if it is refused.
 struct Frame {
     subject: Subject,
     envelopes: Vec<Envelope>,
@@ -114,7 +114,7 @@ impl Parts {
         for (place, delivery) in deliveries.iter().enumerate() {
             match self.book.plan(delivery.envelope.body.clone()) {
                 Ok(messages) => {
-                    for (subject, envelope) in messages {
+                    for Outgoing { subject, envelope, may_be_lost } in messages {
                         let frame = match frames.iter_mut().find(|frame| frame.subject == subject) {
                             Some(frame) => frame,
                             None => {
@@ -123,7 +123,7 @@ impl Parts {
                             }
                         };
                         frame.envelopes.push(envelope);
-                        frame.causes.push(place);
+                        frame.causes.extend((!may_be_lost).then_some(place));
                     }
                 }
                 Err(refused) => {

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use bus::{Envelope, EnvelopeId, Subject};
 use bytes::Bytes;
-use saga::{Definition, Effects, Illegal, Phase, StepIndex};
+use saga::{Definition, Effects, Illegal, Phase, Standing, StepIndex};
 use wire::messages::{
     Carried, Command, DecodeError, Progress, Recorded, Reply, Start, ToOrchestrator, ToParticipant,
 };
@@ -33,8 +33,20 @@ pub enum Refused {
     },
 }
 
+/// A message to be published.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Outgoing {
+    /// Where to.
+    pub subject: Subject,
+    /// What.
+    pub envelope: Envelope,
+    /// Whether a later message of the saga says all that this one says. If the bus refuses it, it is not worth doing
+    /// everything again.
+    pub may_be_lost: bool,
+}
+
 /// The messages to publish for one.
-type Messages = Vec<(Subject, Envelope)>;
+type Messages = Vec<Outgoing>;
 type Drive = Box<dyn Fn(Carried, Option<Answered>) -> Result<Messages, Refused> + Send + Sync>;
 
 /// A reply without the saga that it came with.
@@ -122,15 +134,18 @@ fn messages<S: Copy>(
     let place = u64::from(u8::try_from(token.path.len()).unwrap_or(u8::MAX)) | (token.mode as u64) << 8;
     let carried = Carried { token, ..carried };
     let mut messages = Vec::with_capacity(2);
-    if tell.is_some() {
+    if let Some(standing) = tell {
         let body = Progress { carried: carried.clone() }.encode();
-        messages.push((progress, Envelope { id: EnvelopeId::of(saga, 2 << 40 | place), body }));
+        let envelope = Envelope { id: EnvelopeId::of(saga, 2 << 40 | place), body };
+        let may_be_lost = standing == Standing::Open;
+        messages.push(Outgoing { subject: progress, envelope, may_be_lost });
     }
     if let Some(ask) = ask {
         let tag = 3 << 40 | u64::from(ask.index.0) << 32 | (ask.phase as u64) << 16 | place;
         let command = Command { carried, step: ask.index, phase: ask.phase };
         let body = ToParticipant::Command(command).encode();
-        messages.push((commands(ask.step), Envelope { id: EnvelopeId::of(saga, tag), body }));
+        let envelope = Envelope { id: EnvelopeId::of(saga, tag), body };
+        messages.push(Outgoing { subject: commands(ask.step), envelope, may_be_lost: false });
     }
     messages
 }

@@ -6,6 +6,7 @@
 //! What never happens: a 201 before the commit, an effect of a request that was refused, two purchases for one customer and key.
 
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -19,7 +20,7 @@ use tokio::sync::{mpsc, oneshot};
 use wire::messages::{Carried, Start, ToOrchestrator};
 use wire::time::{Clock, UnixMillis};
 
-use crate::admission::Admission;
+use crate::admission::Place;
 use crate::live::Live;
 use crate::metrics::SagaMetrics;
 use crate::store::{self, Key, NewPurchase, OpenPurchase};
@@ -30,6 +31,8 @@ pub(crate) struct Request {
     pub(crate) purchase: Purchase,
     pub(crate) key: Option<Key>,
     pub(crate) trace: String,
+    /// Kept if it becomes a purchase, and given back otherwise.
+    pub(crate) place: Place,
 }
 
 /// What became of a request.
@@ -104,7 +107,6 @@ pub(crate) struct Parts {
     pub(crate) bus: Bus,
     pub(crate) clock: Clock,
     pub(crate) live: Live,
-    pub(crate) admission: Admission,
     pub(crate) metrics: SagaMetrics,
     pub(crate) settings: Settings,
 }
@@ -123,6 +125,9 @@ pub(crate) fn start(parts: Parts) -> (Accept, impl Future<Output = ()> + Send) {
     (Accept { queue, bound_requests }, task)
 }
 
+/// A request without its place.
+type Wanted = (Purchase, Option<Key>, String);
+
 /// What a batch was accepted as.
 struct Committed {
     /// One for each request, in their order.
@@ -135,24 +140,28 @@ struct Committed {
 
 impl Parts {
     async fn work_off(&self, batch: Vec<Waiting>) {
-        let (requests, answers): (Vec<Request>, Vec<_>) = batch.into_iter().unzip();
-        let customers: Vec<u64> = requests.iter().map(|request| request.purchase.customer_id).collect();
+        let (mut requests, mut places, mut answers) = (Vec::new(), Vec::new(), Vec::new());
+        for (Request { purchase, key, trace, place }, answer) in batch {
+            requests.push((purchase, key, trace));
+            places.push(place);
+            answers.push(answer);
+        }
         self.metrics.accept_batch(requests.len());
         match self.commit(requests).await {
             Ok(Committed { accepted, is_new, new }) => {
                 failpoint::hit("purchase.accept.committed");
+                // A repeated request was admitted on top of the purchase that it repeats.
+                let new_places = places.into_iter().zip(is_new).filter(|(_, is_new)| *is_new);
+                new_places.for_each(|(place, _)| place.keep());
                 for (answer, accepted) in answers.into_iter().zip(accepted) {
                     // Whoever asked may have gone; the purchase is accepted all the same.
                     let _ = answer.send(Ok(accepted));
                 }
-                // A repeated request was admitted on top of the purchase that it repeats.
-                let repeated = customers.into_iter().zip(is_new).filter(|(_, is_new)| !is_new);
-                self.admission.leave(repeated.map(|(customer_id, _)| customer_id));
                 self.metrics.started(new.len());
                 self.begin(&new).await;
             }
             Err(error) => {
-                self.admission.leave(customers.into_iter());
+                drop(places);
                 tracing::warn!(%error, requests = answers.len(), "purchases were not accepted");
                 for answer in answers {
                     let _ = answer.send(Err(error.clone()));
@@ -162,7 +171,7 @@ impl Parts {
     }
 
     /// Accepts a batch in one transaction.
-    async fn commit(&self, requests: Vec<Request>) -> Result<Committed, NotAccepted> {
+    async fn commit(&self, requests: Vec<Wanted>) -> Result<Committed, NotAccepted> {
         let now = self.clock.now();
         let count = u32::try_from(requests.len()).unwrap_or(u32::MAX);
         let ids = self.ids.take(count).await?;
@@ -188,9 +197,10 @@ impl Parts {
         Ok(Committed { accepted, is_new, new })
     }
 
-    fn new_purchase(&self, request: Request, id: u64, now: UnixMillis) -> NewPurchase {
-        let Request { purchase, key, trace } = request;
+    fn new_purchase(&self, wanted: Wanted, id: u64, now: UnixMillis) -> NewPurchase {
+        let (purchase, key, trace) = wanted;
         let Settings { deadline, first_wake, .. } = self.settings;
+        let deadline_at = now.saturating_add(millis(deadline));
         NewPurchase {
             id,
             customer_id: purchase.customer_id,
@@ -198,8 +208,8 @@ impl Parts {
             input: purchase.to_input(),
             trace,
             created_at: now,
-            deadline_at: now.saturating_add(millis(deadline)),
-            next_wake_at: now.saturating_add(millis(first_wake)),
+            deadline_at,
+            next_wake_at: now.saturating_add(millis(first_wake)).min(deadline_at),
         }
     }
 
@@ -242,22 +252,23 @@ fn sort_out(
     let one = |row: &NewPurchase| {
         let Some(key) = &row.key else { return (Accepted::As(row.id), true) };
         match earlier.entry((row.customer_id, key.key.clone())) {
-            std::collections::hash_map::Entry::Occupied(found) => {
-                let store::Earlier { id, request_hash } = found.get();
-                let accepted = if request_hash[..] == key.request_hash[..] {
-                    Accepted::As(*id)
-                } else {
-                    Accepted::OtherRequest(*id)
-                };
-                (accepted, false)
-            }
-            std::collections::hash_map::Entry::Vacant(free) => {
+            Entry::Occupied(found) => (repeated(key, found.get()), false),
+            Entry::Vacant(free) => {
                 free.insert(store::Earlier { id: row.id, request_hash: key.request_hash.to_vec() });
                 (Accepted::As(row.id), true)
             }
         }
     };
     rows.iter().map(one).unzip()
+}
+
+/// What a request is whose key was used before.
+pub(crate) fn repeated(key: &Key, earlier: &store::Earlier) -> Accepted {
+    if earlier.request_hash[..] == key.request_hash[..] {
+        Accepted::As(earlier.id)
+    } else {
+        Accepted::OtherRequest(earlier.id)
+    }
 }
 
 /// A saga's start. The same saga in the same mode is the same message, however often it is published.

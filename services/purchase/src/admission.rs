@@ -8,6 +8,29 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 #[derive(Clone, Debug)]
 pub(crate) struct Admission(Arc<Mutex<Counts>>);
 
+/// One that was counted in. It is counted out when this is dropped, unless it is kept.
+#[derive(Debug)]
+pub(crate) struct Place {
+    admission: Admission,
+    customer_id: u64,
+    kept: bool,
+}
+
+impl Place {
+    /// From now on it stands for a purchase: whoever learns of its end counts it out.
+    pub(crate) fn keep(mut self) {
+        self.kept = true;
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        if !self.kept {
+            self.admission.leave([self.customer_id].into_iter());
+        }
+    }
+}
+
 #[derive(Debug)]
 struct Counts {
     total: usize,
@@ -32,7 +55,7 @@ impl Admission {
     }
 
     /// Counts one more in, if there is room.
-    pub(crate) fn enter(&self, customer_id: u64) -> Result<(), Refused> {
+    pub(crate) fn enter(&self, customer_id: u64) -> Result<Place, Refused> {
         let mut counts = self.counts();
         if counts.total >= counts.max_total {
             return Err(Refused::Shop);
@@ -44,7 +67,8 @@ impl Admission {
         }
         *own += 1;
         counts.total += 1;
-        Ok(())
+        drop(counts);
+        Ok(Place { admission: self.clone(), customer_id, kept: false })
     }
 
     /// Counts in what is open already, whether there is room or not.
@@ -89,18 +113,21 @@ mod tests {
     #[test]
     fn both_bounds_hold_and_what_left_makes_room() {
         let admission = Admission::new(3, 2);
-        assert_eq!(admission.enter(1), Ok(()));
-        assert_eq!(admission.enter(1), Ok(()));
-        assert_eq!(admission.enter(1), Err(Refused::Customer));
-        assert_eq!(admission.enter(2), Ok(()));
-        assert_eq!(admission.enter(3), Err(Refused::Shop));
+        let enter = |customer_id| admission.enter(customer_id).map(Place::keep);
+        assert_eq!(enter(1), Ok(()));
+        assert_eq!(enter(1), Ok(()));
+        assert_eq!(enter(1), Err(Refused::Customer));
+        drop(admission.enter(2).unwrap());
+        assert_eq!(admission.open(), 2, "a place that is not kept is given back");
+        assert_eq!(enter(2), Ok(()));
+        assert_eq!(enter(3), Err(Refused::Shop));
         admission.leave([1].into_iter());
-        assert_eq!(admission.enter(3), Ok(()));
-        assert_eq!(admission.enter(1), Err(Refused::Shop));
+        assert_eq!(enter(3), Ok(()));
+        assert_eq!(enter(1), Err(Refused::Shop));
         admission.leave([1, 2, 3].into_iter());
         assert_eq!(admission.open(), 0);
         admission.found_open([1, 1, 1, 1].into_iter());
         assert_eq!(admission.open(), 4, "what is open already is counted above the bounds, too");
-        assert_eq!(admission.enter(2), Err(Refused::Shop));
+        assert_eq!(enter(2), Err(Refused::Shop));
     }
 }

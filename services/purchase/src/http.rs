@@ -23,7 +23,7 @@ use tokio_util::sync::CancellationToken;
 use wire::messages::decode_path;
 use wire::time::Clock;
 
-use crate::accept::{Accept, Accepted, NotAccepted, Request, millis};
+use crate::accept::{Accept, Accepted, NotAccepted, Request, millis, repeated};
 use crate::admission::{Admission, Refused};
 use crate::cursor::Cursor;
 use crate::live::{Live, NoStream};
@@ -35,7 +35,7 @@ use crate::stream;
 /// The longest Idempotency-Key, in characters.
 const MAX_KEY_CHARS: usize = 255;
 /// Purchases that a stream without a cursor looks back upon at most.
-const MAX_LOOK_BACK: u32 = 100;
+const MAX_LOOK_BACK: u32 = 1_000;
 /// Purchases that are listed for an operator at most.
 const MAX_LISTED_FOR_OPERATOR: u32 = 1_000;
 /// How often a silent stream says that it is alive.
@@ -112,29 +112,42 @@ async fn buy(
     let items = request.purchase_items.iter().map(|item| (item.product_id, item.amount));
     let cart = Cart::new(items, request.payment.currency_code, door.max_cart_lines)?;
     let key = idempotency_key(&headers, &cart)?;
+    let place = match door.admission.enter(customer_id) {
+        Ok(place) => place,
+        Err(refused) => return answer(earlier(&door, customer_id, key).await?.ok_or_else(|| full(refused))?),
+    };
     let prices = door.products.ask(cart.product_ids()).await.map_err(|unavailable| {
         tracing::warn!(%unavailable, "a cart cannot be priced");
         ApiError::unavailable("the catalogue is not available", RETRY_AFTER_SECONDS)
     })?;
     let purchase = cart.priced(customer_id, &prices)?;
     let trace = trace(&headers, &door.random).to_string();
-    door.admission.enter(customer_id).map_err(|refused| match refused {
-        Refused::Shop => ApiError::unavailable("too many purchases are under way", RETRY_AFTER_SECONDS),
-        Refused::Customer => ApiError::too_many_requests(RETRY_AFTER_SECONDS),
-    })?;
-    match door.accept.accept(Request { purchase, key, trace }).await {
-        Ok(Accepted::As(purchase_id)) => Ok((StatusCode::CREATED, Json(Bought { purchase_id }))),
-        Ok(Accepted::OtherRequest(id)) => Err(ApiError::unprocessable(format!(
+    answer(door.accept.accept(Request { purchase, key, trace, place }).await?)
+}
+
+fn answer(accepted: Accepted) -> Result<(StatusCode, Json<Bought>), ApiError> {
+    match accepted {
+        Accepted::As(purchase_id) => Ok((StatusCode::CREATED, Json(Bought { purchase_id }))),
+        Accepted::OtherRequest(id) => Err(ApiError::unprocessable(format!(
             "the Idempotency-Key was used for purchase {id}, which was another request"
         ))),
-        Err(error) => {
-            // What never reached the task was not counted out by it.
-            if let NotAccepted::QueueFull { .. } | NotAccepted::Stopping = error {
-                door.admission.leave([customer_id].into_iter());
-            }
-            Err(error.into())
-        }
     }
+}
+
+fn full(refused: Refused) -> ApiError {
+    match refused {
+        Refused::Shop => ApiError::unavailable("too many purchases are under way", RETRY_AFTER_SECONDS),
+        Refused::Customer => ApiError::too_many_requests(RETRY_AFTER_SECONDS),
+    }
+}
+
+/// What a request is that repeats an accepted one: it needs no room, so it is answered even if there is none.
+async fn earlier(door: &Door, customer_id: u64, key: Option<Key>) -> Result<Option<Accepted>, ApiError> {
+    let Some(key) = key else { return Ok(None) };
+    let lookup = key.key.clone();
+    let found = door.db.read(move |tx| store::by_keys(tx, std::iter::once((customer_id, lookup.as_str()))));
+    let found = found.await.map_err(|error: db::Error| ApiError::from(error))?;
+    Ok(found.into_values().next().map(|earlier| repeated(&key, &earlier)))
 }
 
 impl From<NotAccepted> for ApiError {
@@ -189,10 +202,9 @@ async fn results(
     })?;
     let announced = subscription.announced;
     let cursor = match cursor {
-        // A number that was never given out comes from another database; nothing of this one was sent then.
         Some(cursor) if cursor.finished <= announced => cursor,
-        Some(_) => Cursor::after(announced),
-        None => Cursor::after(look_back(&door, customer_id, announced).await?),
+        // A number that was never given out comes from another database: it says nothing about this one.
+        Some(_) | None => Cursor::after(look_back(&door, customer_id, announced).await?),
     };
     let Door { db, definition, stop, .. } = door;
     let parts = stream::Parts { db, definition, customer_id, cursor, subscription, stop };
@@ -301,11 +313,14 @@ async fn list(
 
 /// How far a purchase is: from the database when it has ended, else as far as is known here.
 fn path_of(shown: &Shown, live: Option<Path>) -> Result<Path, ApiError> {
-    match &shown.path {
-        Some(bytes) => decode_path(bytes)
-            .map_err(|error| ApiError::internal(format_args!("the path of purchase {}: {error}", shown.id))),
-        None => Ok(live.unwrap_or_default()),
-    }
+    let kept = match &shown.path {
+        Some(bytes) => decode_path(bytes).map_err(|error| {
+            ApiError::internal(format_args!("the path of purchase {}: {error}", shown.id))
+        })?,
+        None => Path::new(),
+    };
+    // Of two paths of one saga the longer one tells more. One that was left to an operator has a kept one, too.
+    Ok(live.filter(|live| live.len() > kept.len()).unwrap_or(kept))
 }
 
 fn steps(

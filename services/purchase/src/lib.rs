@@ -73,6 +73,8 @@ pub struct Config {
     pub look_interval: Duration,
     /// How often participants are told which barrier rows they may forget. Not zero.
     pub purge_interval: Duration,
+    /// What has ended may be forgotten by the participants after this time: longer than any message stays under way.
+    pub purge_grace: Duration,
     /// Requests that are accepted in one transaction at most.
     pub accept_batch_requests: usize,
     /// Requests that may wait to be accepted. More are refused with 503.
@@ -99,6 +101,7 @@ impl Default for Config {
             max_tries: 20,
             look_interval: Duration::from_millis(500),
             purge_interval: Duration::from_secs(60),
+            purge_grace: Duration::from_secs(600),
             accept_batch_requests: 512,
             accept_queue_requests: 8_192,
             look_back: Duration::from_secs(30),
@@ -194,6 +197,7 @@ pub async fn start(parts: Parts) -> Result<(PurchaseService, Vec<Task>), StartEr
             max_tries: config.max_tries,
             look_interval: config.look_interval,
             purge_interval: config.purge_interval,
+            purge_grace: config.purge_grace,
         },
     };
     let adopted = reconciler.adopt().await?;
@@ -205,7 +209,6 @@ pub async fn start(parts: Parts) -> Result<(PurchaseService, Vec<Task>), StartEr
         bus: bus.clone(),
         clock: clock.clone(),
         live: live.clone(),
-        admission: admission.clone(),
         metrics: sagas.clone(),
         settings: accept::Settings {
             batch_requests: config.accept_batch_requests,

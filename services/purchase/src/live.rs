@@ -18,8 +18,9 @@ use crate::store::OpenPurchase;
 /// Messages that wait for the task at most; who sends more waits.
 const QUEUE_MESSAGES: usize = 1_024;
 
-/// News that wait for one stream at most. A stream that has not taken that many is ended: its client resumes.
-pub(crate) const STREAM_NEWS: usize = 256;
+/// News that wait for one stream at most: more than one batch can bring. A stream that has not taken that many is ended: its
+/// client resumes.
+pub(crate) const STREAM_NEWS: usize = 2_048;
 
 /// A handle to the task.
 #[derive(Clone, Debug)]

@@ -7,16 +7,17 @@
 //! What never happens: an open purchase that is never due; a replay that feeds an overload (nothing is replayed while the
 //! queue is half full); a saga that is given up because the process was restarted too often.
 
+use std::collections::{HashMap, VecDeque};
 use std::time::Duration;
 
+use bus::Subject;
 use bus::{Bus, Envelope, EnvelopeId};
 use db::Db;
 use saga::Mode;
-use shop::purchase::{ORCHESTRATOR, PurchaseStep};
+use shop::purchase::{INVENTORY_COMMANDS, ORCHESTRATOR, ORDER_COMMANDS, PAYMENT_COMMANDS, PurchaseStep};
 use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
-use wire::ids;
-use wire::messages::{Purge, ToParticipant};
+use wire::messages::{Purge, ToParticipant, encode_path};
 use wire::time::{Clock, UnixMillis};
 
 use crate::accept::{millis, start_message};
@@ -25,10 +26,12 @@ use crate::live::Live;
 use crate::metrics::SagaMetrics;
 use crate::store::{self, Due, OpenPurchase};
 
-/// With nothing open, everything older than this is known to have ended.
-const PURGE_MARGIN: Duration = Duration::from_secs(3_600);
 /// Purchases that are replayed in one frame at most.
 const PAGE_PURCHASES: usize = 256;
+/// The queues that a replay passes.
+const STEPS_ON_THE_WAY: [Subject; 4] = [ORCHESTRATOR, INVENTORY_COMMANDS, ORDER_COMMANDS, PAYMENT_COMMANDS];
+/// Bounds that are noted at most while their grace time passes.
+const MAX_NOTES: usize = 1_024;
 /// Why an operator is asked.
 const GIVEN_UP: &str = "it was tried as often as is allowed and has not ended";
 
@@ -39,12 +42,14 @@ pub(crate) struct Settings {
     pub(crate) retry_first: Duration,
     /// The longest such delay.
     pub(crate) retry_max: Duration,
-    /// After so many tries a purchase is left to an operator.
+    /// After so many tries behind its deadline a purchase is left to an operator.
     pub(crate) max_tries: u32,
     /// How often the reconciler looks for what is due.
     pub(crate) look_interval: Duration,
     /// How often participants are told what they may forget.
     pub(crate) purge_interval: Duration,
+    /// What has ended may be forgotten after this time: longer than any message stays under way.
+    pub(crate) purge_grace: Duration,
 }
 
 /// What the reconciler works with.
@@ -62,26 +67,34 @@ pub(crate) struct Reconciler {
 /// What is to be done about a purchase that is due.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Next {
-    /// Start its saga in this mode; look after it again at this time.
-    Start { mode: Mode, next_wake_at: UnixMillis },
+    /// Start its saga in this mode; look after it again at this time, with so many tries behind it.
+    Start { mode: Mode, next_wake_at: UnixMillis, tries: u32 },
     /// Leave it to an operator.
     GiveUp,
 }
 
 impl Settings {
     /// Pure: the reconciler's whole judgement.
-    fn judge(&self, tries: u32, deadline_at: UnixMillis, now: UnixMillis) -> Next {
-        if tries >= self.max_tries {
+    fn judge(&self, due: &Due, now: UnixMillis) -> Next {
+        let Due { deadline_at, .. } = *due;
+        let (mode, tries) = if now < deadline_at {
+            (Mode::Execute, due.tries)
+        } else if due.next_wake_at <= deadline_at {
+            // So far it was only driven on; now it is decided, and that is to be tried as often.
+            (Mode::Decide, 0)
+        } else {
+            (Mode::Decide, due.tries)
+        };
+        if mode == Mode::Decide && tries >= self.max_tries {
             return Next::GiveUp;
         }
-        let mode = if now >= deadline_at { Mode::Decide } else { Mode::Execute };
         let delay = self.retry_first.saturating_mul(1 << tries.min(16)).min(self.retry_max);
         let mut next_wake_at = now.saturating_add(millis(delay));
         if mode == Mode::Execute {
             // Not later than when it can be cancelled.
             next_wake_at = next_wake_at.min(deadline_at.max(now + 1));
         }
-        Next::Start { mode, next_wake_at }
+        Next::Start { mode, next_wake_at, tries: tries.saturating_add(1) }
     }
 }
 
@@ -104,12 +117,13 @@ impl Reconciler {
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut purge = tokio::time::interval(self.settings.purge_interval);
         purge.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut ended = EndedBelow::default();
         loop {
             let done = tokio::select! {
                 biased;
                 () = stop.cancelled() => return,
                 _ = tick.tick() => self.reconcile(&stop).await,
-                _ = purge.tick() => self.purge().await,
+                _ = purge.tick() => self.purge(&mut ended).await,
             };
             if let Err(error) = done {
                 tracing::warn!(%error, "the reconciler could not do its work; it tries again");
@@ -122,8 +136,8 @@ impl Reconciler {
         while !stop.is_cancelled() {
             let limits = self.bus.limits();
             let room = limits.queue_envelopes / 2;
-            if self.bus.depth(ORCHESTRATOR).held() > room {
-                tracing::warn!("nothing is replayed: the queue is more than half full");
+            if let Some(full) = STEPS_ON_THE_WAY.iter().find(|queue| self.bus.depth(**queue).held() > room) {
+                tracing::warn!(%full, "nothing is replayed: a queue is more than half full");
                 break;
             }
             // A page is one frame, and it fits: what is refused would have been tried in vain.
@@ -143,25 +157,30 @@ impl Reconciler {
     async fn replay_page(&self, purchases: usize) -> Result<usize, db::Error> {
         let limit = u32::try_from(purchases).unwrap_or(u32::MAX);
         let now = self.clock.now();
-        let idle = self.db.read(move |tx| Ok::<_, db::Error>(store::due(tx, now, 1)?.is_empty())).await?;
-        if idle {
+        let settings = self.settings;
+        // No purchase is ever postponed further than this. If one is, the clock was set back, and it is due.
+        let horizon = now.saturating_add(millis(settings.retry_max));
+        let judge = move |due: Due| {
+            let next = settings.judge(&due, now);
+            (due, next)
+        };
+        let due = self.db.read(move |tx| store::due(tx, now, horizon, limit)).await?;
+        if due.is_empty() {
             return Ok(0);
         }
-        let settings = self.settings;
+        let paths = self.paths_to_keep(due.into_iter().map(judge).collect()).await;
         let judged: Vec<(Due, Next)> = self
             .db
             .write(move |tx| {
-                let judge = |due: Due| {
-                    let next = settings.judge(due.tries, due.deadline_at, now);
-                    (due, next)
-                };
-                let judged: Vec<_> = store::due(tx, now, limit)?.into_iter().map(judge).collect();
+                let due = store::due(tx, now, horizon, limit)?;
+                let judged: Vec<_> = due.into_iter().map(judge).collect();
                 let postponed = judged.iter().filter_map(|(due, next)| match next {
-                    Next::Start { next_wake_at, .. } => Some((due.id, *next_wake_at, due.tries + 1)),
+                    Next::Start { next_wake_at, tries, .. } => Some((due.id, *next_wake_at, *tries)),
                     Next::GiveUp => None,
                 });
                 store::postpone(tx, postponed)?;
-                store::give_up(tx, given_up(&judged).map(|due| due.id), GIVEN_UP)?;
+                let left = given_up(&judged).map(|due| (due.id, paths.get(&due.id).map(Vec::as_slice)));
+                store::give_up(tx, left, GIVEN_UP)?;
                 Ok::<_, db::Error>(judged)
             })
             .await?;
@@ -170,6 +189,17 @@ impl Reconciler {
         self.let_go(&judged).await;
         self.publish(judged).await;
         Ok(count)
+    }
+
+    /// How far those have come that are to be left to an operator: the operator and the customer want to see it.
+    async fn paths_to_keep(&self, judged: Vec<(Due, Next)>) -> HashMap<u64, Vec<u8>> {
+        let mut paths = HashMap::new();
+        for due in given_up(&judged) {
+            if let Ok(Some(path)) = self.live.path(due.id).await {
+                paths.insert(due.id, encode_path(&path));
+            }
+        }
+        paths
     }
 
     async fn let_go(&self, judged: &[(Due, Next)]) {
@@ -194,23 +224,38 @@ impl Reconciler {
         }
     }
 
-    /// Opens a purchase again that was left to an operator. False when it is not such a one.
+    /// Opens a purchase again that was left to an operator. False when it is not such a one. Once begun it runs to its
+    /// end, even if nobody waits for it any more.
     pub(crate) async fn retry(&self, id: u64) -> Result<bool, db::Error> {
-        let now = self.clock.now();
-        let Some(open) = self.db.write(move |tx| store::retry(tx, id, now)).await? else {
+        let reconciler = self.clone();
+        let retrying = tokio::spawn(async move { reconciler.retry_to_the_end(id).await });
+        retrying.await.unwrap_or(Err(db::Error::Panicked))
+    }
+
+    /// It is counted and watched before it is open: as soon as it is, it may end, and is counted out.
+    async fn retry_to_the_end(&self, id: u64) -> Result<bool, db::Error> {
+        let Some(parked) = self.db.read(move |tx| store::left_to_operator_as(tx, id)).await? else {
             return Ok(false);
         };
-        self.admission.found_open([open.customer_id].into_iter());
+        let customer = [parked.customer_id];
+        self.admission.found_open(customer.into_iter());
         // An error means that the service is stopping.
-        let _ = self.live.opened(vec![open]).await;
-        Ok(true)
+        let _ = self.live.opened(vec![parked]).await;
+        let now = self.clock.now();
+        let retried = self.db.write(move |tx| store::retry(tx, id, now)).await;
+        if !matches!(retried, Ok(true)) {
+            self.admission.leave(customer.into_iter());
+            let _ = self.live.given_up(vec![id]).await;
+        }
+        retried
     }
 
     /// Tells the participants which barrier rows nobody will ask for again.
-    async fn purge(&self) -> Result<(), db::Error> {
-        let oldest = self.db.read(store::oldest_unfinished).await?;
-        let now = self.clock.now();
-        let below = oldest.unwrap_or_else(|| first_id_at(now.saturating_sub(millis(PURGE_MARGIN))));
+    async fn purge(&self, ended: &mut EndedBelow) -> Result<(), db::Error> {
+        let below = self.db.read(store::all_ended_below).await?;
+        let Some(below) = ended.settle(self.clock.now(), below, self.settings.purge_grace) else {
+            return Ok(());
+        };
         let steps =
             [PurchaseStep::UpdateProductInventory, PurchaseStep::CreateOrder, PurchaseStep::CreatePayment];
         for step in steps {
@@ -224,13 +269,28 @@ impl Reconciler {
     }
 }
 
-fn given_up(judged: &[(Due, Next)]) -> impl Iterator<Item = &Due> {
-    judged.iter().filter(|(_, next)| *next == Next::GiveUp).map(|(due, _)| due)
+/// The ids below which every saga had ended, and since when that is known. A saga that ends late has old replies; a
+/// message about it may be younger than they are.
+#[derive(Debug, Default)]
+struct EndedBelow(VecDeque<(UnixMillis, u64)>);
+
+impl EndedBelow {
+    /// Takes note of a bound, and gives the newest that has been known for the grace time.
+    fn settle(&mut self, now: UnixMillis, below: u64, grace: Duration) -> Option<u64> {
+        // A clock that was set back starts the time anew.
+        self.0.retain(|(since, _)| *since <= now);
+        if self.0.len() < MAX_NOTES {
+            self.0.push_back((now, below));
+        }
+        let settled = self.0.iter().take_while(|(since, _)| since.saturating_add(millis(grace)) <= now);
+        let count = settled.count();
+        self.0.drain(..count.saturating_sub(1));
+        (count > 0).then(|| self.0.front().map(|(_, below)| *below)).flatten()
+    }
 }
 
-/// The smallest id that can be given out at a time.
-fn first_id_at(at: UnixMillis) -> u64 {
-    ids::Parts { second: ids::second_of(at / 1_000), worker: 0, sequence: 0 }.compose()
+fn given_up(judged: &[(Due, Next)]) -> impl Iterator<Item = &Due> {
+    judged.iter().filter(|(_, next)| *next == Next::GiveUp).map(|(due, _)| due)
 }
 
 #[cfg(test)]
@@ -243,19 +303,51 @@ mod tests {
         max_tries: 6,
         look_interval: Duration::from_millis(500),
         purge_interval: Duration::from_secs(60),
+        purge_grace: Duration::from_secs(600),
     };
 
+    fn judge(tries: u32, next_wake_at: UnixMillis, deadline_at: UnixMillis, now: UnixMillis) -> Next {
+        let (input, trace) = (Vec::new(), String::new());
+        let (id, customer_id, created_at) = (1, 1, 0);
+        let due = Due { id, customer_id, input, trace, created_at, deadline_at, next_wake_at, tries };
+        SETTINGS.judge(&due, now)
+    }
+
     #[test]
-    fn tries_back_off_then_decide_then_give_up() {
-        let execute = |next_wake_at| Next::Start { mode: Mode::Execute, next_wake_at };
-        let decide = |next_wake_at| Next::Start { mode: Mode::Decide, next_wake_at };
-        assert_eq!(SETTINGS.judge(0, 100_000, 1_000), execute(6_000));
-        assert_eq!(SETTINGS.judge(2, 100_000, 1_000), execute(21_000));
-        assert_eq!(SETTINGS.judge(5, 100_000, 1_000), execute(61_000));
-        assert_eq!(SETTINGS.judge(1, 8_000, 1_000), execute(8_000), "it can be cancelled in time");
-        assert_eq!(SETTINGS.judge(1, 8_000, 8_000), decide(18_000));
-        assert_eq!(SETTINGS.judge(1, 8_000, 9_000), decide(19_000));
-        assert_eq!(SETTINGS.judge(6, 8_000, 9_000), Next::GiveUp);
-        assert_eq!(SETTINGS.judge(u32::MAX, 8_000, 9_000), Next::GiveUp);
+    fn what_has_ended_is_forgotten_only_after_the_grace_time() {
+        let grace = Duration::from_secs(10);
+        let mut ended = EndedBelow::default();
+        assert_eq!(ended.settle(1_000, 5, grace), None);
+        assert_eq!(ended.settle(6_000, 7, grace), None);
+        assert_eq!(ended.settle(11_000, 9, grace), Some(5));
+        assert_eq!(ended.settle(12_000, 9, grace), Some(5));
+        assert_eq!(ended.settle(16_000, 9, grace), Some(7));
+        assert_eq!(ended.settle(60_000, 9, grace), Some(9));
+        assert_eq!(ended.settle(2_000, 9, grace), None, "the clock was set back");
+        assert_eq!(EndedBelow::default().settle(1, 3, Duration::ZERO), Some(3));
+    }
+
+    #[test]
+    fn tries_back_off_up_to_the_deadline() {
+        let execute = |next_wake_at, tries| Next::Start { mode: Mode::Execute, next_wake_at, tries };
+        assert_eq!(judge(0, 1_000, 100_000, 1_000), execute(6_000, 1));
+        assert_eq!(judge(2, 1_000, 100_000, 1_000), execute(21_000, 3));
+        assert_eq!(judge(5, 1_000, 100_000, 1_000), execute(61_000, 6));
+        assert_eq!(
+            judge(60, 1_000, 100_000, 1_000),
+            execute(61_000, 61),
+            "nothing is given up before its deadline"
+        );
+        assert_eq!(judge(1, 1_000, 8_000, 1_000), execute(8_000, 2), "it can be cancelled in time");
+    }
+
+    #[test]
+    fn what_is_late_is_decided_and_given_up_after_as_many_tries_as_are_allowed() {
+        let decide = |next_wake_at, tries| Next::Start { mode: Mode::Decide, next_wake_at, tries };
+        assert_eq!(judge(5, 8_000, 8_000, 8_000), decide(13_000, 1), "it is decided from the first try on");
+        assert_eq!(judge(900, 7_000, 8_000, 9_000), decide(14_000, 1));
+        assert_eq!(judge(1, 13_000, 8_000, 14_000), decide(24_000, 2));
+        assert_eq!(judge(6, 13_000, 8_000, 14_000), Next::GiveUp);
+        assert_eq!(judge(u32::MAX, 13_000, 8_000, 14_000), Next::GiveUp);
     }
 }

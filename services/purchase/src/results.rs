@@ -23,8 +23,12 @@ use crate::metrics::SagaMetrics;
 use crate::model::{self, State};
 use crate::store::{self, Finish};
 
-/// The delay before reports come again that could not be written.
-const RETRY_DELAY: Duration = Duration::from_millis(100);
+/// The delay before a report comes again that could not be written; it doubles with each delivery.
+const RETRY_DELAY_MIN: Duration = Duration::from_millis(50);
+/// The longest such delay.
+const RETRY_DELAY_MAX: Duration = Duration::from_secs(5);
+/// After so many deliveries a report is parked that cannot be written for a reason that time does not mend.
+const PARK_AFTER_DELIVERIES: u32 = 10;
 
 /// What the loop works with.
 pub(crate) struct Parts {
@@ -95,7 +99,7 @@ impl Parts {
         // An error means that the service is stopping: then nobody watches.
         let _ = self.live.progressed(open).await;
         if !ended.is_empty() {
-            self.end(ended, &mut verdicts).await;
+            self.end(ended, batch.deliveries(), &mut verdicts).await;
         }
         failpoint::hit("purchase.result.announced");
         let returned = verdicts.iter().filter(|verdict| matches!(verdict, Verdict::Retry { .. })).count();
@@ -142,12 +146,11 @@ impl Parts {
         Ok((carried.token.saga, position, path))
     }
 
-    /// Writes the ends of sagas in one transaction, then announces them.
-    async fn end(&self, ended: Vec<Reported>, verdicts: &mut [Verdict]) {
+    /// Writes the ends of sagas in one transaction, then announces them. When that fails for a reason that trying again
+    /// cannot mend, each alone, so that the one at fault holds up no other.
+    async fn end(&self, ended: Vec<Reported>, deliveries: &[Delivery], verdicts: &mut [Verdict]) {
         let finishes: Arc<Vec<Finish>> = Arc::new(ended.iter().map(finish).collect());
-        let rows = Arc::clone(&finishes);
-        let written = self.db.write(move |tx| write(tx, &rows)).await;
-        match written {
+        match self.write(Arc::clone(&finishes)).await {
             Ok(written) => {
                 failpoint::hit("purchase.result.committed");
                 let mut news = Vec::with_capacity(ended.len());
@@ -157,14 +160,23 @@ impl Parts {
                 // An error means that the service is stopping: then nobody watches.
                 let _ = self.live.ended(news).await;
             }
+            Err(error) if !error.is_transient() && ended.len() > 1 => {
+                tracing::error!(%error, sagas = ended.len(), "ends were not written; trying each alone");
+                for reported in ended {
+                    Box::pin(self.end(vec![reported], deliveries, verdicts)).await;
+                }
+            }
             Err(error) => {
-                let error: db::Error = error;
                 tracing::warn!(%error, sagas = ended.len(), "the ends of sagas were not written; they come again");
                 for reported in ended {
-                    verdicts[reported.place] = Verdict::Retry { after: RETRY_DELAY };
+                    verdicts[reported.place] = not_written(&error, deliveries[reported.place].count);
                 }
             }
         }
+    }
+
+    async fn write(&self, finishes: Arc<Vec<Finish>>) -> Result<Vec<Written>, db::Error> {
+        self.db.write(move |tx| write(tx, &finishes)).await
     }
 
     fn announce(
@@ -198,6 +210,15 @@ impl Parts {
             }
         }
     }
+}
+
+/// What becomes of a report that could not be written.
+fn not_written(error: &db::Error, count: u32) -> Verdict {
+    if !error.is_transient() && count >= PARK_AFTER_DELIVERIES {
+        return Verdict::Park { reason: error.to_string() };
+    }
+    let doublings = count.saturating_sub(1).min(16);
+    Verdict::Retry { after: RETRY_DELAY_MIN.saturating_mul(1 << doublings).min(RETRY_DELAY_MAX) }
 }
 
 fn contradiction(id: u64) -> Verdict {

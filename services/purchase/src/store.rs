@@ -187,14 +187,21 @@ pub(crate) struct Due {
     pub(crate) trace: String,
     pub(crate) created_at: UnixMillis,
     pub(crate) deadline_at: UnixMillis,
+    pub(crate) next_wake_at: UnixMillis,
     pub(crate) tries: u32,
 }
 
-pub(crate) fn due(tx: &mut Tx<'_>, now: UnixMillis, limit: u32) -> Result<Vec<Due>, Error> {
+/// What is due: now, or later than `horizon`, where nothing is.
+pub(crate) fn due(
+    tx: &mut Tx<'_>,
+    now: UnixMillis,
+    horizon: UnixMillis,
+    limit: u32,
+) -> Result<Vec<Due>, Error> {
     tx.query(
-        "SELECT id, customer_id, input, trace, created_at, deadline_at, tries FROM purchase
-         WHERE next_wake_at <= ? ORDER BY next_wake_at LIMIT ? {for update}",
-        &[Value::from(now), Value::from(limit)],
+        "SELECT id, customer_id, input, trace, created_at, deadline_at, next_wake_at, tries FROM purchase
+         WHERE next_wake_at <= ? OR next_wake_at > ? ORDER BY next_wake_at LIMIT ? {for update}",
+        &[Value::from(now), Value::from(horizon), Value::from(limit)],
         |row| {
             Ok(Due {
                 id: row.get(0)?,
@@ -203,7 +210,8 @@ pub(crate) fn due(tx: &mut Tx<'_>, now: UnixMillis, limit: u32) -> Result<Vec<Du
                 trace: row.get(3)?,
                 created_at: row.get(4)?,
                 deadline_at: row.get(5)?,
-                tries: row.get(6)?,
+                next_wake_at: row.get(6)?,
+                tries: row.get(7)?,
             })
         },
     )
@@ -229,35 +237,43 @@ pub(crate) fn postpone(
     Ok(())
 }
 
-/// Leaves purchases to an operator.
-pub(crate) fn give_up(tx: &mut Tx<'_>, ids: impl Iterator<Item = u64>, reason: &str) -> Result<(), Error> {
+/// Leaves purchases to an operator, with their paths as far as they are known.
+pub(crate) fn give_up<'a>(
+    tx: &mut Tx<'_>,
+    purchases: impl Iterator<Item = (u64, Option<&'a [u8]>)>,
+    reason: &str,
+) -> Result<(), Error> {
     let mut set = Set::new();
-    for id in ids {
-        set.push(&[Value::from(id), Value::from(reason)]);
+    for (id, path) in purchases {
+        set.push(&[Value::from(id), Value::from(path), Value::from(reason)]);
     }
     if set.is_empty() {
         return Ok(());
     }
     tx.execute(
-        "{update purchase AS p join set(id INT, reason TEXT) AS s on p.id = s.id
-          set state = 4, next_wake_at = NULL, reason = s.reason}",
+        "{update purchase AS p join set(id INT, path BLOB, reason TEXT) AS s on p.id = s.id
+          set state = 4, next_wake_at = NULL, path = s.path, reason = s.reason}",
         &[Value::from(&set)],
     )?;
     Ok(())
 }
 
-/// Opens a purchase again that was left to an operator; None if it is not such a one.
-pub(crate) fn retry(tx: &mut Tx<'_>, id: u64, now: UnixMillis) -> Result<Option<OpenPurchase>, Error> {
+/// A purchase that was left to an operator, if it is one.
+pub(crate) fn left_to_operator_as(tx: &mut Tx<'_>, id: u64) -> Result<Option<OpenPurchase>, Error> {
+    tx.query_opt(
+        "SELECT id, customer_id, created_at FROM purchase WHERE id = ? AND state = 4",
+        &[Value::from(id)],
+        |row| Ok(OpenPurchase { id: row.get(0)?, customer_id: row.get(1)?, created_at: row.get(2)? }),
+    )
+}
+
+/// Opens a purchase again that was left to an operator; false if it is not such a one.
+pub(crate) fn retry(tx: &mut Tx<'_>, id: u64, now: UnixMillis) -> Result<bool, Error> {
     let changed = tx.execute(
         "UPDATE purchase SET state = 0, next_wake_at = ?, tries = 0, reason = NULL WHERE id = ? AND state = 4",
         &[Value::from(now), Value::from(id)],
     )?;
-    if changed == 0 {
-        return Ok(None);
-    }
-    tx.query_opt("SELECT id, customer_id, created_at FROM purchase WHERE id = ?", &[Value::from(id)], |row| {
-        Ok(OpenPurchase { id: row.get(0)?, customer_id: row.get(1)?, created_at: row.get(2)? })
-    })
+    Ok(changed > 0)
 }
 
 /// A purchase that was left to an operator.
@@ -294,11 +310,17 @@ pub(crate) fn count_left_to_operator(tx: &mut Tx<'_>) -> Result<u64, Error> {
     Ok(count.unwrap_or(0))
 }
 
-/// The smallest id of a purchase that has not ended.
-pub(crate) fn oldest_unfinished(tx: &mut Tx<'_>) -> Result<Option<u64>, Error> {
-    tx.query_opt("SELECT id FROM purchase WHERE finished_no IS NULL ORDER BY id LIMIT 1", &[], |row| {
-        row.get(0)
-    })
+/// An id below which every purchase has ended.
+pub(crate) fn all_ended_below(tx: &mut Tx<'_>) -> Result<u64, Error> {
+    let oldest =
+        tx.query_opt("SELECT id FROM purchase WHERE finished_no IS NULL ORDER BY id LIMIT 1", &[], |row| {
+            row.get(0)
+        })?;
+    let above_all = "SELECT id + 1 FROM purchase ORDER BY id DESC LIMIT 1";
+    match oldest {
+        Some(id) => Ok(id),
+        None => Ok(tx.query_opt(above_all, &[], |row| row.get(0))?.unwrap_or(0)),
+    }
 }
 
 /// A purchase as its customer may see it.

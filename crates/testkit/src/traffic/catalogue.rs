@@ -46,10 +46,12 @@ impl Catalogue {
     pub async fn create(client: &Client) -> Catalogue {
         let mut plenty = Vec::new();
         for number in 0..PLENTY {
-            plenty.push(create(client, &format!("plenty {number}"), 7 + number as i64, PLENTY_STOCK).await);
+            plenty.push(
+                Product::create(client, &format!("plenty {number}"), 7 + number as i64, PLENTY_STOCK).await,
+            );
         }
-        let scarce = create(client, "scarce", 100, SCARCE_STOCK).await;
-        let dear = create(client, "dear", PAYMENT_LIMIT + 1, PLENTY_STOCK).await;
+        let scarce = Product::create(client, "scarce", 100, SCARCE_STOCK).await;
+        let dear = Product::create(client, "dear", PAYMENT_LIMIT + 1, PLENTY_STOCK).await;
         Catalogue { plenty, scarce, dear }
     }
 
@@ -82,15 +84,21 @@ impl Catalogue {
     }
 }
 
-async fn create(client: &Client, name: &str, price: i64, stock: i64) -> Product {
-    let body = json!({
-        "name": name, "description": "for tests", "brand_name": "testkit", "price": price, "inventory": stock,
-    });
-    match client.post("/api/product", None, &body).await {
-        Ok(answer) if answer.status == 201 => {
-            Product { id: answer.json()["id"].as_u64().unwrap_or_default(), price, stock }
+impl Product {
+    /// Creates it.
+    ///
+    /// # Panics
+    /// When the shop does not.
+    pub async fn create(client: &Client, name: &str, price: i64, stock: i64) -> Product {
+        let body = json!({
+            "name": name, "description": "for tests", "brand_name": "testkit", "price": price, "inventory": stock,
+        });
+        match client.post("/api/product", None, &body).await {
+            Ok(answer) if answer.status == 201 => {
+                Product { id: answer.json()["id"].as_u64().unwrap_or_default(), price, stock }
+            }
+            other => panic!("product {name:?} was not created: {other:?}"),
         }
-        other => panic!("product {name:?} was not created: {other:?}"),
     }
 }
 
