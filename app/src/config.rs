@@ -136,7 +136,7 @@ pub(crate) struct Purchase {
     pub retry_first_seconds: u64,
     /// The longest time between two tries.
     pub retry_max_seconds: u64,
-    /// Tries after which a purchase is left to the operator.
+    /// Tries behind its deadline after which a purchase is left to the operator.
     pub max_tries: u32,
     /// Purchases accepted in one commit.
     pub accept_batch: usize,

@@ -189,8 +189,8 @@ pub(crate) const MUTANTS: &[Mutant] = &[
     Mutant {
         name: "repeated-request-keeps-its-place",
         file: "services/purchase/src/accept.rs",
-        find: "zip(is_new).filter(|(_, is_new)| !is_new);",
-        replace: "zip(is_new).filter(|_| false);",
+        find: "zip(is_new).filter(|(_, is_new)| *is_new);",
+        replace: "zip(is_new).filter(|_| true);",
         test: &["test", "--package", "e2e", "--test", "flow", "what_is_refused_for_want_of_room"],
         why: "each repeated request takes a place for ever, until all purchases are refused",
     },
@@ -240,8 +240,8 @@ pub(crate) const MUTANTS: &[Mutant] = &[
     Mutant {
         name: "reconciler-tries-once",
         file: "services/purchase/src/store.rs",
-        find: "WHERE next_wake_at <= ? ORDER BY",
-        replace: "WHERE next_wake_at <= ? AND tries = 0 ORDER BY",
+        find: "WHERE next_wake_at <= ? OR next_wake_at > ? ORDER BY",
+        replace: "WHERE (next_wake_at <= ? OR next_wake_at > ?) AND tries = 0 ORDER BY",
         test: &["test", "--package", "e2e", "--test", "faults", "purchases_survive_a_bus"],
         why: "a purchase whose messages are lost twice is never looked after again",
     },
@@ -256,8 +256,8 @@ pub(crate) const MUTANTS: &[Mutant] = &[
     Mutant {
         name: "cancelled-without-asking-the-pivot",
         file: "services/purchase/src/reconcile.rs",
-        find: "{ Mode::Decide } else",
-        replace: "{ Mode::Cancel } else",
+        find: "(Mode::Decide, 0)",
+        replace: "(Mode::Cancel, 0)",
         test: &["test", "--package", "e2e", "--test", "faults", "what_is_paid_before_the_deadline"],
         why: "a purchase that is paid is rolled back, or never ends",
     },
@@ -314,8 +314,8 @@ pub(crate) const MUTANTS: &[Mutant] = &[
     Mutant {
         name: "barrier-of-an-open-saga-is-forgotten",
         file: "services/purchase/src/reconcile.rs",
-        find: "let below = oldest.unwrap_or_else(||",
-        replace: "let below = oldest.map(|_| u64::MAX >> 11).unwrap_or_else(||",
+        find: "self.db.read(store::all_ended_below).await?;",
+        replace: "self.db.read(store::all_ended_below).await?.max(u64::MAX >> 11);",
         test: &["test", "--package", "e2e", "--test", "faults", "barrier_rows_go"],
         why: "an operator's retry reserves the stock of a purchase for the second time",
     },

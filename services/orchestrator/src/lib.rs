@@ -4,8 +4,8 @@
 //! calls for, publish all of it, acknowledge. Any replica can take any message of any saga. When one dies, its batch is
 //! delivered again, and what it had published comes a second time with the same ids and the same meaning.
 //!
-//! What never happens: a message is acknowledged before everything that it calls for has been taken by the bus, unless
-//! the bus has refused it [`Settings::drop_after_deliveries`] times. A refusal of one frame is never hidden by the success
+//! What never happens: a message is acknowledged before everything that it calls for has been taken by the bus, but for
+//! a report that a later one implies, and unless the bus has refused it [`Settings::drop_after_deliveries`] times. A refusal of one frame is never hidden by the success
 //! of another: the messages behind it come again.
 //!
 //! Why a message is dropped in the end: the orchestrator's queue may be full of replies that call for commands in a

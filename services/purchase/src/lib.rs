@@ -67,7 +67,7 @@ pub struct Config {
     pub retry_first: Duration,
     /// The longest delay between two tries.
     pub retry_max: Duration,
-    /// After so many tries a purchase is left to an operator.
+    /// After so many tries behind its deadline a purchase is left to an operator.
     pub max_tries: u32,
     /// How often the reconciler looks for purchases that are due. Not zero.
     pub look_interval: Duration,
