@@ -229,12 +229,16 @@ pub struct Watch {
 impl Watch {
     /// The next event; none when the stream is over.
     pub async fn next(&mut self) -> Option<Event> {
-        loop {
-            let block = self.next_block().await?;
-            if let Some(event) = event(&block) {
-                return Some(event);
+        let next = async {
+            loop {
+                let block = self.next_block().await?;
+                if let Some(event) = event(&block) {
+                    return Some(event);
+                }
             }
-        }
+        };
+        // The comments that keep a stream awake are no events.
+        tokio::time::timeout(LIMIT, next).await.expect("no event comes")
     }
 
     /// The next block of lines, as it came: an event or a comment.

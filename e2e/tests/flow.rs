@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bus::Limits;
-use e2e::{Event, LIMIT, Part, Settings, Shop, Wiring, check_events};
+use e2e::{Books, Event, LIMIT, Part, Settings, Shop, Wiring, check_events};
 use http::Method;
 use serde_json::{Value, json};
 use shop::purchase::{INVENTORY_COMMANDS, ORCHESTRATOR, ORDER_COMMANDS, PAYMENT_COMMANDS, PURCHASE_PROGRESS};
@@ -670,7 +670,7 @@ async fn what_the_bus_did_not_take_is_started_later_and_replays_do_not_feed_an_o
     shop.clock.turn(Duration::from_secs(10_000));
     let looked = async || shop.metric("saga_oldest_unfinished_seconds") >= 10_000.0;
     until("the reconciler has looked", LIMIT, looked).await;
-    assert_eq!(e2e::Books::of(&shop).await.tries(), 0, "a try that cannot succeed is not made");
+    assert_eq!(Books::of(&shop).await.tries(), 0, "a try that cannot succeed is not made");
     for part in [Part::Orchestrator, Part::Stock, Part::Orders, Part::Payments] {
         shop.start(part).await;
     }
@@ -678,6 +678,32 @@ async fn what_the_bus_did_not_take_is_started_later_and_replays_do_not_feed_an_o
     let books = shop.check().await;
     assert_eq!(books.succeeded().len(), 3 * QUEUE);
     assert_eq!(shop.parked(), []);
+}
+
+/// The orchestrator's queue is full of replies that call for orders, and the orders' queue is full of commands whose replies
+/// find no room in the orchestrator's.
+#[tokio::test]
+async fn two_queues_that_are_full_of_each_other_move_again() {
+    const QUEUE: usize = 8;
+    let limits = Limits { queue_envelopes: QUEUE, frame_envelopes: QUEUE, ..Limits::default() };
+    let settings = with_purchases(|purchase| purchase.deadline = Duration::from_secs(1_000_000_000));
+    let mut shop = Shop::open(Settings { replicas: 0, bus: limits, ..settings }).await;
+    for part in [Part::Orchestrator, Part::Stock, Part::Payments] {
+        shop.start(part).await;
+    }
+    let shelf = Shelf::fill(&shop).await;
+    let (api, customer) = (shop.api(), shop.customer(7));
+    let mut ids = Vec::new();
+    for _ in 0..2 * QUEUE {
+        let id = api.buy(&customer, &[(shelf.plenty, 1)]).await;
+        until("its stock is reserved", LIMIT, async || Books::of(&shop).await.has_reservation(id)).await;
+        ids.push(id);
+    }
+    drop(api);
+    until("an order was refused", LIMIT, async || shop.bus().stats().refused > 0).await;
+    shop.start(Part::Orders).await;
+    shop.quiet_by_turning(shop.settings.purchase.retry_first).await;
+    assert_eq!(shop.check().await.succeeded(), ids.into_iter().collect());
 }
 
 /// Row 11 of the faults.

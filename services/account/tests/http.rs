@@ -291,7 +291,7 @@ async fn what_is_not_json_is_refused_and_unknown_fields_bind_to_nothing() {
         ("", "the request's body is empty"),
         ("email=a", "the request's body is not JSON"),
         ("{\"email\":", "the request's body is not JSON"),
-        ("[]", "invalid parameter: body"),
+        ("[]", "the request's body is an array"),
         ("null", "invalid parameter: body: expected an object (line 1, column 4)"),
     ] {
         for path in ["auth/signup", "auth/login", "auth/refresh"] {
