@@ -246,14 +246,6 @@ pub(crate) const MUTANTS: &[Mutant] = &[
         why: "a purchase whose messages are lost twice is never looked after again",
     },
     Mutant {
-        name: "postponed-for-ever",
-        file: "services/purchase/src/reconcile.rs",
-        find: "let mut next_wake_at = now.saturating_add(millis(delay));",
-        replace: "let mut next_wake_at = deadline_at.max(now.saturating_add(millis(delay)));",
-        test: &["test", "--package", "e2e", "--test", "faults", "purchases_survive_the_loss"],
-        why: "a purchase whose messages are lost twice waits for its deadline, and is cancelled",
-    },
-    Mutant {
         name: "cancelled-without-asking-the-pivot",
         file: "services/purchase/src/reconcile.rs",
         find: "(Mode::Decide, 0)",
@@ -300,7 +292,7 @@ pub(crate) const MUTANTS: &[Mutant] = &[
         file: "services/orchestrator/src/lib.rs",
         find: "deliveries[*place].count < drop_after);",
         replace: "deliveries[*place].count < drop_after || drop_after > 0);",
-        test: &["test", "--package", "e2e", "--test", "flow", "what_the_bus_did_not_take"],
+        test: &["test", "--package", "e2e", "--test", "flow", "two_queues_that_are_full"],
         why: "two queues that are full of each other's answers stand still until the process is restarted",
     },
     Mutant {
