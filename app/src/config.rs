@@ -143,7 +143,7 @@ pub(crate) struct Purchase {
     /// Purchases that may wait to be accepted; further ones are answered 503.
     pub accept_queue: usize,
     /// How far back the event stream of a client begins that does not say what it has seen: one who buys first
-    /// and listens then misses nothing. A client that resumes gets everything that it missed, whatever its age.
+    /// and listens then misses nothing, up to a thousand purchases. A client that resumes gets everything that it missed, whatever its age.
     pub replay_recent_seconds: u64,
     /// How long the services remember at least what they have answered. What a purchase that has not ended may
     /// still ask for is remembered longer.

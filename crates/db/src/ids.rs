@@ -160,8 +160,9 @@ impl Ids {
         }
     }
 
-    /// Gives the number back, with the seconds that were not used. From now on nothing is given out. To be
-    /// called when the process stops; without it, the number just stays unused for a while.
+    /// Gives the number back, with the seconds that were not used. From now on nothing is given out. For
+    /// a process that stops and whose successor should have the same number; without it, the number just stays
+    /// unused for a while.
     ///
     /// # Errors
     /// If the database fails; the lease then expires by itself.

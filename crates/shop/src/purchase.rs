@@ -6,6 +6,8 @@ use prost::Message as _;
 
 /// The name of the purchase saga's definition.
 pub const PURCHASE_SAGA: &str = "purchase";
+/// The version of the definition by which new purchases run.
+pub const PURCHASE_SAGA_VERSION: u32 = 1;
 
 /// Where orchestrators take their messages from.
 pub const ORCHESTRATOR: Subject = Subject("saga.orchestrator");
@@ -51,7 +53,7 @@ impl PurchaseStep {
 
 /// The purchase saga: reserve the stock, create the order, take the payment, which decides.
 pub fn purchase_saga() -> saga::Definition<PurchaseStep> {
-    saga::Definition::new(PURCHASE_SAGA, 1)
+    saga::Definition::new(PURCHASE_SAGA, PURCHASE_SAGA_VERSION)
         .compensatable(PurchaseStep::UpdateProductInventory)
         .compensatable(PurchaseStep::CreateOrder)
         .pivot(PurchaseStep::CreatePayment)

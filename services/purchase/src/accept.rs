@@ -15,7 +15,7 @@ use bytes::Bytes;
 use db::Db;
 use db::ids::Ids;
 use saga::Mode;
-use shop::purchase::{ORCHESTRATOR, PURCHASE_SAGA, Purchase};
+use shop::purchase::{ORCHESTRATOR, PURCHASE_SAGA, PURCHASE_SAGA_VERSION, Purchase};
 use tokio::sync::{mpsc, oneshot};
 use wire::messages::{Carried, Start, ToOrchestrator};
 use wire::time::{Clock, UnixMillis};
@@ -282,7 +282,7 @@ pub(crate) fn start_message(
     let carried = Carried {
         token: saga::Token { saga: id, mode, path: saga::Path::new() },
         definition: PURCHASE_SAGA.to_owned(),
-        version: 1,
+        version: PURCHASE_SAGA_VERSION,
         started_at,
         input,
         trace: Bytes::copy_from_slice(trace.as_bytes()),

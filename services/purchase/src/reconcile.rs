@@ -2,16 +2,15 @@
 //!
 //! Participants answer a repeated command with their recorded reply, so a start that is published again brings a saga to where it
 //! was, and on; one that was only slow is not disturbed. Past its deadline a purchase is started so that its deciding
-//! step is asked to cancel. After as many tries as are allowed it is left to an operator.
+//! step is asked to cancel. After as many tries of that as are allowed it is left to an operator.
 //!
-//! What never happens: an open purchase that is never due; a replay that feeds an overload (nothing is replayed while the
-//! queue is half full); a saga that is given up because the process was restarted too often.
+//! What never happens: an open purchase that is never due; a replay that feeds an overload (nothing is replayed while
+//! one of the queues that it would pass is more than half full); a saga that is given up because the process was restarted too often.
 
 use std::collections::{HashMap, VecDeque};
 use std::time::Duration;
 
-use bus::Subject;
-use bus::{Bus, Envelope, EnvelopeId};
+use bus::{Bus, Envelope, EnvelopeId, Subject};
 use db::Db;
 use saga::Mode;
 use shop::purchase::{INVENTORY_COMMANDS, ORCHESTRATOR, ORDER_COMMANDS, PAYMENT_COMMANDS, PurchaseStep};
@@ -29,7 +28,7 @@ use crate::store::{self, Due, OpenPurchase};
 /// Purchases that are replayed in one frame at most.
 const PAGE_PURCHASES: usize = 256;
 /// The queues that a replay passes.
-const STEPS_ON_THE_WAY: [Subject; 4] = [ORCHESTRATOR, INVENTORY_COMMANDS, ORDER_COMMANDS, PAYMENT_COMMANDS];
+const REPLAY_QUEUES: [Subject; 4] = [ORCHESTRATOR, INVENTORY_COMMANDS, ORDER_COMMANDS, PAYMENT_COMMANDS];
 /// Bounds that are noted at most while their grace time passes.
 const MAX_NOTES: usize = 1_024;
 /// Why an operator is asked.
@@ -136,7 +135,7 @@ impl Reconciler {
         while !stop.is_cancelled() {
             let limits = self.bus.limits();
             let room = limits.queue_envelopes / 2;
-            if let Some(full) = STEPS_ON_THE_WAY.iter().find(|queue| self.bus.depth(**queue).held() > room) {
+            if let Some(full) = REPLAY_QUEUES.iter().find(|queue| self.bus.depth(**queue).held() > room) {
                 tracing::warn!(%full, "nothing is replayed: a queue is more than half full");
                 break;
             }
