@@ -19,7 +19,9 @@ use shop::purchase::{
     PurchaseStep,
 };
 use testkit::{Dice, until};
-use wire::messages::{Carried, Command, Progress, Recorded, Reply, Start, ToOrchestrator, ToParticipant};
+use wire::messages::{
+    About, Carried, Command, Progress, Recorded, Reply, Start, ToOrchestrator, ToParticipant,
+};
 
 const DAY: Duration = Duration::from_secs(24 * 60 * 60);
 const PARTS: [Part; 4] = [Part::Stock, Part::Orders, Part::Payments, Part::Orchestrator];
@@ -321,11 +323,7 @@ fn nonsense() -> Vec<(Subject, Bytes, &'static str)> {
     let path: Path = [entry(0, Outcome::Rejected(Reason::Cancelled))].into_iter().collect();
     let carried = |definition: &str, version, path: Path| Carried {
         token: Token { saga: 999, mode: Mode::Execute, path },
-        definition: definition.to_owned(),
-        version,
-        started_at: 1,
-        input: Bytes::from_static(b"\xff\xff"),
-        trace: Bytes::new(),
+        about: About::new(definition, version, 1, b"\xff\xff", b""),
     };
     let start = |definition: &str, version| {
         ToOrchestrator::Start(Start { carried: carried(definition, version, Path::new()) }).encode()

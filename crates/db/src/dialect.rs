@@ -7,14 +7,24 @@
 //! |---|---|---|
 //! | `{for update}` | nothing: a writer is alone | `FOR UPDATE` |
 //! | `{insert ignore}` | `INSERT OR IGNORE` | `INSERT IGNORE` |
-//! | `{set(id INT, name TEXT, reply BLOB)}` | a subselect over `json_each(?)` | one over `JSON_TABLE(?, ..)` |
-//! | `{update product AS p join set(id INT, n INT) AS s on p.id = s.id set stock = p.stock - s.n}` | `UPDATE .. SET .. FROM .. WHERE` | `UPDATE .. JOIN .. ON .. SET` |
+//! | `{from set(id INT, reply BLOB) AS s}` | nothing | `FROM` a subselect over `JSON_TABLE(?, ..)` |
+//! | `{from set(id INT) AS s join product AS p on p.id = s.id}` | `FROM product AS p WHERE ..` | `FROM .. JOIN .. ON ..` |
+//! | `{update product AS p join set(id INT, n INT) AS s on p.id = s.id set stock = p.stock - s.n}` | `UPDATE .. SET .. WHERE` | `UPDATE .. JOIN .. ON .. SET` |
+//! | `{delete from product AS p join set(id INT) AS s on p.id = s.id}` | `DELETE FROM .. WHERE` | `DELETE p FROM .. JOIN .. ON` |
 //!
-//! `{set(..)}` takes one parameter, a [`crate::Set`], and is followed by an alias: `FROM {set(id INT)} AS s`.
-//! Its types are `INT`, `TEXT` and `BLOB`. `{update ..}` is a whole statement; its first parameter is the
-//! set, further ones may stand after `on`. There is none after `set`, because the databases differ in the
-//! order of the clauses and so of the parameters: put such a value into the set. A row should be matched by
-//! one row of the set at most, and no assignment may read what another one assigns.
+//! # Statements over a set
+//!
+//! A statement with a set takes a [`crate::Set`] as its first parameter and means: for each row of the set. A server gets
+//! all rows at once, because a round trip costs more than the work. SQLite is called in this thread, so there
+//! the statement is run row by row, with `s.id` bound like any other parameter: a point lookup without a join, several times
+//! faster than a table function.
+//!
+//! So that both mean the same: no `LIMIT`, no aggregate, no `ORDER BY` (SQLite answers in the order of the set), and no
+//! other parameter in front of the marker. The set's types are `INT`, `TEXT` and `BLOB`. `{update ..}` and `{delete ..}` are whole statements;
+//! further parameters may stand after `on`, none after `set`, because the databases differ in the order of
+//! the clauses: put such a value into the set. A row should be matched by one row of the set at most, and no
+//! assignment may read what another one assigns. When a row fails, those before it have been written: a closure that
+//! goes on after such an error is a bug, one that returns it has its transaction rolled back.
 //!
 //! Both `insert ignore`s also ignore violations other than uniqueness: check the values before.
 //!
@@ -62,6 +72,7 @@ pub fn translate(dialect: Dialect, sql: &'static str) -> Cow<'static, str> {
         return Cow::Borrowed(sql);
     }
     let mut text = String::with_capacity(2 * sql.len());
+    let mut set = None;
     let mut rest = sql;
     while let Some((before, from_marker)) = rest.split_once('{') {
         let Some((marker, after)) = from_marker.split_once('}') else {
@@ -74,22 +85,58 @@ pub fn translate(dialect: Dialect, sql: &'static str) -> Cow<'static, str> {
             "for update" => {}
             "insert ignore" if dialect == Dialect::Mysql => text.push_str("INSERT IGNORE"),
             "insert ignore" => text.push_str("INSERT OR IGNORE"),
-            other => match parse_set(other) {
-                Some((set, "")) => text.push_str(&set.table(dialect)),
-                _ => {
-                    let update = parse_update(other);
-                    let alone = before.trim().is_empty() && after.trim().is_empty();
-                    let Some(update) = update.filter(|_| alone) else {
-                        panic!("the marker {{{other}}} is unknown or misplaced in: {sql}");
-                    };
-                    text.push_str(&update.statement(dialect));
-                }
-            },
+            other => {
+                let clause = SetClause::parse(&marker);
+                let first = set.is_none() && !text.contains('?');
+                let whole = before.trim().is_empty() && after.trim().is_empty();
+                let Some(clause) = clause.filter(|clause| first && (whole || !clause.is_whole_statement()))
+                else {
+                    panic!("the marker {{{other}}} is unknown or misplaced in: {sql}");
+                };
+                text.push_str(&clause.text(dialect));
+                set = Some(clause.set.names());
+            }
         }
         rest = after;
     }
     text.push_str(rest);
-    Cow::Owned(text)
+    match (set, dialect) {
+        (Some((alias, columns)), Dialect::Sqlite) => Cow::Owned(bind_columns(&text, &alias, &columns)),
+        _ => Cow::Owned(text),
+    }
+}
+
+/// Puts `?1` for `s.first`, `?2` for `s.second`, and so on; the statement's own `?` are counted on from there.
+fn bind_columns(text: &str, alias: &str, columns: &[String]) -> String {
+    let in_name = |c: char| c.is_ascii_alphanumeric() || c == '_' || c == '.';
+    let mut bound = String::with_capacity(text.len());
+    let mut next = columns.len() + 1;
+    let mut rest = text;
+    while let Some(first) = rest.chars().next() {
+        let name = rest.find(|c| !in_name(c)).map_or(rest, |end| &rest[..end]);
+        if name.is_empty() {
+            match first {
+                '?' => {
+                    bound.push_str(&format!("?{next}"));
+                    next += 1;
+                }
+                other => bound.push(other),
+            }
+            rest = &rest[first.len_utf8()..];
+            continue;
+        }
+        let column = name.strip_prefix(alias).and_then(|name| name.strip_prefix('.'));
+        match column {
+            None => bound.push_str(name),
+            Some(column) => {
+                let place = columns.iter().position(|known| known == column);
+                let Some(place) = place else { panic!("the set has no column {column} in: {text}") };
+                bound.push_str(&format!("?{}", place + 1));
+            }
+        }
+        rest = &rest[name.len()..];
+    }
+    bound
 }
 
 /// Transactions belong to the database's thread: a closure that committed would tear its group apart.
@@ -102,8 +149,11 @@ fn refuse_transaction_control(sql: &str) {
     );
 }
 
-/// `set(id INT, name TEXT)`.
-struct SetColumns<'m>(Vec<(&'m str, ColumnType)>);
+/// `set(id INT, name TEXT) AS s`.
+struct SetTable<'m> {
+    columns: Vec<(&'m str, ColumnType)>,
+    alias: &'m str,
+}
 
 #[derive(Clone, Copy, PartialEq)]
 enum ColumnType {
@@ -112,100 +162,135 @@ enum ColumnType {
     Blob,
 }
 
-/// A set at the beginning of `marker`, and what follows it.
-fn parse_set(marker: &str) -> Option<(SetColumns<'_>, &str)> {
-    let (columns, rest) = marker.strip_prefix("set(")?.split_once(')')?;
-    let columns = columns.split(',').map(|column| {
-        let (name, kind) = column.trim().split_once(' ')?;
-        let kind = match kind {
-            "INT" => ColumnType::Int,
-            "TEXT" => ColumnType::Text,
-            "BLOB" => ColumnType::Blob,
-            _ => return None,
+impl SetTable<'_> {
+    /// A set at the beginning of `marker`, and what follows it.
+    fn parse(marker: &str) -> Option<(SetTable<'_>, &str)> {
+        let (columns, rest) = marker.strip_prefix("set(")?.split_once(')')?;
+        let columns = columns.split(',').map(|column| {
+            let (name, kind) = column.trim().split_once(' ')?;
+            let kind = match kind {
+                "INT" => ColumnType::Int,
+                "TEXT" => ColumnType::Text,
+                "BLOB" => ColumnType::Blob,
+                _ => return None,
+            };
+            Some((name, kind))
+        });
+        let columns = columns.collect::<Option<_>>()?;
+        let rest = rest.strip_prefix(" AS ")?;
+        let (alias, rest) = rest.split_once(' ').unwrap_or((rest, ""));
+        Some((SetTable { columns, alias }, rest))
+    }
+
+    fn names(&self) -> (String, Vec<String>) {
+        (self.alias.to_owned(), self.columns.iter().map(|(name, _)| (*name).to_owned()).collect())
+    }
+
+    /// A derived table over one parameter, with its alias.
+    fn mysql(&self) -> String {
+        let list = |each: fn((usize, &(&str, ColumnType))) -> String| {
+            self.columns.iter().enumerate().map(each).collect::<Vec<_>>().join(", ")
         };
-        Some((name, kind))
-    });
-    Some((SetColumns(columns.collect::<Option<_>>()?), rest))
+        let selected = list(|(_, (name, kind))| match kind {
+            ColumnType::Int | ColumnType::Text => (*name).to_owned(),
+            ColumnType::Blob => format!("UNHEX({name}) AS {name}"),
+        });
+        let paths = list(|(index, (name, kind))| {
+            let kind = if *kind == ColumnType::Int { "BIGINT" } else { "LONGTEXT" };
+            format!("{name} {kind} PATH '$[{index}]'")
+        });
+        let alias = self.alias;
+        format!("(SELECT {selected} FROM JSON_TABLE(?, '$[*]' COLUMNS ({paths})) AS json_rows) AS {alias}")
+    }
 }
 
-impl SetColumns<'_> {
-    /// A derived table over one parameter, without its alias.
-    fn table(&self, dialect: Dialect) -> String {
-        match dialect {
-            Dialect::Sqlite => format!("(SELECT {} FROM json_each(?))", self.list(sqlite_column)),
-            Dialect::Mysql => format!(
-                "(SELECT {} FROM JSON_TABLE(?, '$[*]' COLUMNS ({})) AS json_rows)",
-                self.list(mysql_column),
-                self.list(mysql_path)
-            ),
+/// A marker that brings a set in.
+struct SetClause<'m> {
+    set: SetTable<'m>,
+    verb: SetVerb<'m>,
+}
+
+enum SetVerb<'m> {
+    /// `from set(id INT) AS s`
+    From,
+    /// `from set(id INT) AS s join product AS p on p.id = s.id`
+    Join { table: &'m str, condition: &'m str },
+    /// `delete from product AS p join set(id INT) AS s on p.id = s.id`
+    Delete { table: &'m str, condition: &'m str },
+    /// `update product AS p join set(id INT) AS s on p.id = s.id set stock = 0`
+    Update { table: &'m str, condition: &'m str, assignments: &'m str },
+}
+
+impl SetClause<'_> {
+    fn parse(marker: &str) -> Option<SetClause<'_>> {
+        if let Some(rest) = marker.strip_prefix("from ") {
+            let (set, rest) = SetTable::parse(rest)?;
+            if rest.is_empty() {
+                return Some(SetClause { set, verb: SetVerb::From });
+            }
+            let (table, condition) = rest.strip_prefix("join ")?.split_once(" on ")?;
+            return Some(SetClause { set, verb: SetVerb::Join { table, condition } });
+        }
+        if let Some(rest) = marker.strip_prefix("delete from ") {
+            let (table, rest) = rest.split_once(" join ")?;
+            let (set, rest) = SetTable::parse(rest)?;
+            let condition = rest.strip_prefix("on ")?;
+            let verb = SetVerb::Delete { table, condition };
+            return table.contains(" AS ").then_some(SetClause { set, verb });
+        }
+        let (table, rest) = marker.strip_prefix("update ")?.split_once(" join ")?;
+        let (set, rest) = SetTable::parse(rest)?;
+        let (condition, assignments) = rest.strip_prefix("on ")?.split_once(" set ")?;
+        let well_formed = table.contains(" AS ") && !assignments.contains('?');
+        let verb = SetVerb::Update { table, condition, assignments };
+        well_formed.then_some(SetClause { set, verb })
+    }
+
+    fn is_whole_statement(&self) -> bool {
+        matches!(self.verb, SetVerb::Delete { .. } | SetVerb::Update { .. })
+    }
+
+    /// For SQLite with the set's columns by name: [`bind_columns`] puts parameters for them.
+    fn text(&self, dialect: Dialect) -> String {
+        match (&self.verb, dialect) {
+            (SetVerb::From, Dialect::Sqlite) => String::new(),
+            (SetVerb::From, Dialect::Mysql) => format!("FROM {}", self.set.mysql()),
+            (SetVerb::Join { table, condition }, Dialect::Sqlite) => {
+                format!("FROM {table} WHERE {condition}")
+            }
+            (SetVerb::Join { table, condition }, Dialect::Mysql) => {
+                format!("FROM {} JOIN {table} ON {condition}", self.set.mysql())
+            }
+            (SetVerb::Delete { table, condition }, Dialect::Sqlite) => {
+                format!("DELETE FROM {table} WHERE {condition}")
+            }
+            (SetVerb::Delete { table, condition }, Dialect::Mysql) => {
+                format!("DELETE {} FROM {table} JOIN {} ON {condition}", alias(table), self.set.mysql())
+            }
+            // The parameters after `on` must be numbered behind the set's, wherever the clause stands: there are none
+            // in the assignments.
+            (SetVerb::Update { table, condition, assignments }, Dialect::Sqlite) => {
+                format!("UPDATE {table} SET {assignments} WHERE {condition}")
+            }
+            (SetVerb::Update { table, condition, assignments }, Dialect::Mysql) => {
+                let assignments = qualified(assignments, table);
+                format!("UPDATE {table} JOIN {} ON {condition} SET {assignments}", self.set.mysql())
+            }
         }
     }
-
-    fn list(&self, each: fn(usize, &str, ColumnType) -> String) -> String {
-        let columns = self.0.iter().enumerate().map(|(index, (name, kind))| each(index, name, *kind));
-        columns.collect::<Vec<_>>().join(", ")
-    }
 }
 
-fn sqlite_column(index: usize, name: &str, kind: ColumnType) -> String {
-    match kind {
-        ColumnType::Int | ColumnType::Text => format!("value ->> {index} AS {name}"),
-        ColumnType::Blob => format!("unhex(value ->> {index}) AS {name}"),
-    }
+/// The `p` of `product AS p`.
+fn alias(table: &str) -> &str {
+    table.rsplit(' ').next().unwrap_or(table)
 }
 
-fn mysql_column(_: usize, name: &str, kind: ColumnType) -> String {
-    match kind {
-        ColumnType::Int | ColumnType::Text => name.to_owned(),
-        ColumnType::Blob => format!("UNHEX({name}) AS {name}"),
-    }
-}
-
-fn mysql_path(index: usize, name: &str, kind: ColumnType) -> String {
-    let kind = if kind == ColumnType::Int { "BIGINT" } else { "LONGTEXT" };
-    format!("{name} {kind} PATH '$[{index}]'")
-}
-
-/// `update product AS p join set(id INT) AS s on p.id = s.id set stock = 0`.
-struct UpdateFromSet<'m> {
-    table: &'m str,
-    set: SetColumns<'m>,
-    set_alias: &'m str,
-    condition: &'m str,
-    assignments: &'m str,
-}
-
-fn parse_update(marker: &str) -> Option<UpdateFromSet<'_>> {
-    let (table, rest) = marker.strip_prefix("update ")?.split_once(" join ")?;
-    let (set, rest) = parse_set(rest)?;
-    let (set_alias, rest) = rest.trim_start().strip_prefix("AS ")?.split_once(" on ")?;
-    let (condition, assignments) = rest.split_once(" set ")?;
-    let well_formed = table.contains(" AS ") && !assignments.contains('?');
-    well_formed.then_some(UpdateFromSet { table, set, set_alias, condition, assignments })
-}
-
-impl UpdateFromSet<'_> {
-    fn statement(&self, dialect: Dialect) -> String {
-        let UpdateFromSet { table, set, set_alias, condition, assignments } = self;
-        let set = set.table(dialect);
-        match dialect {
-            Dialect::Sqlite => {
-                format!("UPDATE {table} SET {assignments} FROM {set} AS {set_alias} WHERE {condition}")
-            }
-            Dialect::Mysql => {
-                let assignments = self.qualified_assignments();
-                format!("UPDATE {table} JOIN {set} AS {set_alias} ON {condition} SET {assignments}")
-            }
-        }
-    }
-
-    /// MySQL finds a bare column ambiguous when the set has one of the same name; SQLite takes only bare ones.
-    fn qualified_assignments(&self) -> String {
-        let alias = self.table.rsplit(' ').next().unwrap_or(self.table);
-        let assignments = split_at_top_level_commas(self.assignments);
-        let qualified = assignments.into_iter().map(|assignment| format!("{alias}.{}", assignment.trim()));
-        qualified.collect::<Vec<_>>().join(", ")
-    }
+/// MySQL finds a bare column ambiguous when the set has one of the same name; SQLite takes only bare ones.
+fn qualified(assignments: &str, table: &str) -> String {
+    let alias = alias(table);
+    let assignments = split_at_top_level_commas(assignments);
+    let qualified = assignments.into_iter().map(|assignment| format!("{alias}.{}", assignment.trim()));
+    qualified.collect::<Vec<_>>().join(", ")
 }
 
 fn split_at_top_level_commas(list: &str) -> Vec<&str> {
@@ -225,9 +310,14 @@ fn split_at_top_level_commas(list: &str) -> Vec<&str> {
 mod tests {
     use super::*;
 
-    const SET: &str = "SELECT p.id FROM product p JOIN {set(id INT, name TEXT, reply BLOB)} AS s ON s.id = p.id {for update}";
+    const INSERT: &str =
+        "INSERT INTO t (id, reply, n) SELECT s.id, s.reply, 7 {from set(id INT, reply BLOB) AS s}";
+    const SELECT: &str = "SELECT p.id, gas.id {from set(id INT, name TEXT) AS s join product AS p on p.id = s.id AND p.n = s.name}
+                          AND p.shop = ? {for update}";
     const UPDATE: &str = "{update product AS p join set(id INT, n INT) AS s on p.id = s.id AND p.shop = ?
                            set stock = max(p.stock - s.n, 0), version = p.version + 1}";
+
+    const DELETE: &str = "{delete from product AS p join set(id INT) AS s on p.id = s.id}";
 
     #[test]
     fn a_text_without_markers_is_not_copied() {
@@ -236,27 +326,32 @@ mod tests {
 
     #[test]
     fn sqlite() {
+        assert_eq!(translate(Dialect::Sqlite, INSERT), "INSERT INTO t (id, reply, n) SELECT ?1, ?2, 7 ");
         assert_eq!(
-            translate(Dialect::Sqlite, SET),
-            "SELECT p.id FROM product p JOIN (SELECT value ->> 0 AS id, value ->> 1 AS name, \
-             unhex(value ->> 2) AS reply FROM json_each(?)) AS s ON s.id = p.id "
+            translate(Dialect::Sqlite, SELECT).split_whitespace().collect::<Vec<_>>().join(" "),
+            "SELECT p.id, gas.id FROM product AS p WHERE p.id = ?1 AND p.n = ?2 AND p.shop = ?3"
         );
         assert_eq!(
             translate(Dialect::Sqlite, UPDATE),
-            "UPDATE product AS p SET stock = max(p.stock - s.n, 0), version = p.version + 1 FROM \
-             (SELECT value ->> 0 AS id, value ->> 1 AS n FROM json_each(?)) AS s \
-             WHERE p.id = s.id AND p.shop = ?"
+            "UPDATE product AS p SET stock = max(p.stock - ?2, 0), version = p.version + 1 \
+             WHERE p.id = ?1 AND p.shop = ?3"
         );
+        assert_eq!(translate(Dialect::Sqlite, DELETE), "DELETE FROM product AS p WHERE p.id = ?1");
         assert_eq!(translate(Dialect::Sqlite, "{insert ignore} INTO t"), "INSERT OR IGNORE INTO t");
     }
 
     #[test]
     fn mysql() {
         assert_eq!(
-            translate(Dialect::Mysql, SET),
-            "SELECT p.id FROM product p JOIN (SELECT id, name, UNHEX(reply) AS reply FROM JSON_TABLE(?, '$[*]' \
-             COLUMNS (id BIGINT PATH '$[0]', name LONGTEXT PATH '$[1]', reply LONGTEXT PATH '$[2]')) AS json_rows) \
-             AS s ON s.id = p.id FOR UPDATE"
+            translate(Dialect::Mysql, INSERT),
+            "INSERT INTO t (id, reply, n) SELECT s.id, s.reply, 7 FROM (SELECT id, UNHEX(reply) AS reply FROM \
+             JSON_TABLE(?, '$[*]' COLUMNS (id BIGINT PATH '$[0]', reply LONGTEXT PATH '$[1]')) AS json_rows) AS s"
+        );
+        assert_eq!(
+            translate(Dialect::Mysql, SELECT).split_whitespace().collect::<Vec<_>>().join(" "),
+            "SELECT p.id, gas.id FROM (SELECT id, name FROM JSON_TABLE(?, '$[*]' \
+             COLUMNS (id BIGINT PATH '$[0]', name LONGTEXT PATH '$[1]')) AS json_rows) AS s \
+             JOIN product AS p ON p.id = s.id AND p.n = s.name AND p.shop = ? FOR UPDATE"
         );
         assert_eq!(
             translate(Dialect::Mysql, UPDATE),
@@ -265,16 +360,24 @@ mod tests {
              ON p.id = s.id AND p.shop = ? \
              SET p.stock = max(p.stock - s.n, 0), p.version = p.version + 1"
         );
+        assert_eq!(
+            translate(Dialect::Mysql, DELETE),
+            "DELETE p FROM product AS p JOIN (SELECT id FROM JSON_TABLE(?, '$[*]' \
+             COLUMNS (id BIGINT PATH '$[0]')) AS json_rows) AS s ON p.id = s.id"
+        );
         assert_eq!(translate(Dialect::Mysql, "{insert ignore} INTO t"), "INSERT IGNORE INTO t");
     }
 
     #[test]
     fn a_wrong_text_is_a_panic_at_its_first_use() {
-        const WRONG: [&str; 11] = [
+        const WRONG: [&str; 14] = [
             "SELECT 1 {for share}",
             "SELECT 1 {for update",
-            "SELECT * FROM {set(id FLOAT)} AS s",
-            "SELECT * FROM {set()} AS s",
+            "SELECT s.id {from set(id FLOAT) AS s}",
+            "SELECT s.id {from set() AS s}",
+            "SELECT s.id {from set(id INT)}",
+            "SELECT s.id, ? {from set(id INT) AS s}",
+            "SELECT s.id {from set(id INT) AS s} {from set(id INT) AS t}",
             "{update t AS t join set(id INT) AS s on t.id = s.id set n = ?}",
             "{update t AS t join set(id INT) AS s on t.id = s.id set n = 1} AND t.id = 3",
             "{update t join set(id INT) AS s on t.id = s.id set n = 1}",
@@ -288,12 +391,14 @@ mod tests {
                 assert!(std::panic::catch_unwind(|| translate(dialect, sql)).is_err(), "{sql}");
             }
         }
+        let unknown = "SELECT s.name {from set(id INT) AS s}";
+        assert!(std::panic::catch_unwind(|| translate(Dialect::Sqlite, unknown)).is_err());
     }
 
     #[test]
     fn a_statement_is_translated_once() {
         let mut statements = Statements::new(Dialect::Sqlite);
-        let first = statements.text(SET).as_ptr();
-        assert_eq!(statements.text(SET).as_ptr(), first);
+        let first = statements.text(INSERT).as_ptr();
+        assert_eq!(statements.text(INSERT).as_ptr(), first);
     }
 }

@@ -226,13 +226,9 @@ impl<'c> SqliteTx<'c> {
 
     pub(crate) fn execute(&mut self, sql: &'static str, params: &[Value<'_>]) -> Result<u64, Error> {
         self.refuse_if_lost()?;
-        let text = self.statements.text(sql);
-        let changed = self
-            .conn
-            .prepare_cached(text)
-            .and_then(|mut statement| statement.execute(rusqlite::params_from_iter(params)))
-            .map_err(|error| sort(self.database, sql, error));
-        self.note_loss(changed.map(|rows| rows as u64))
+        let changed = execute(self.conn, self.statements.text(sql), params);
+        let changed = changed.map_err(|error| sort(self.database, sql, error));
+        self.note_loss(changed)
     }
 
     /// Gives the rows to `each`, until it says false.
@@ -284,13 +280,61 @@ fn query_rows(
     mut each: impl FnMut(&Row<'_>) -> Result<bool, Error>,
 ) -> Result<(), QueryError> {
     let mut statement = conn.prepare_cached(text)?;
-    let mut rows = statement.query(rusqlite::params_from_iter(params))?;
-    while let Some(row) = rows.next()? {
-        if !each(&Row::sqlite(row)).map_err(QueryError::Row)? {
-            break;
+    let [Value::Set(set), others @ ..] = params else {
+        let mut rows = statement.query(rusqlite::params_from_iter(params))?;
+        while let Some(row) = rows.next()? {
+            if !each(&Row::sqlite(row)).map_err(QueryError::Row)? {
+                break;
+            }
+        }
+        return Ok(());
+    };
+    let mut columns = 0;
+    for row in set.rows() {
+        columns = bind_row(&mut statement, row, columns, others)?;
+        let mut rows = statement.raw_query();
+        while let Some(row) = rows.next()? {
+            if !each(&Row::sqlite(row)).map_err(QueryError::Row)? {
+                return Ok(());
+            }
         }
     }
     Ok(())
+}
+
+/// Runs a statement, for each row of its set if it has one. Returns how many rows it changed.
+fn execute(conn: &Connection, text: &str, params: &[Value<'_>]) -> rusqlite::Result<u64> {
+    let mut statement = conn.prepare_cached(text)?;
+    let [Value::Set(set), others @ ..] = params else {
+        return Ok(statement.execute(rusqlite::params_from_iter(params))? as u64);
+    };
+    let (mut changed, mut columns) = (0, 0);
+    for row in set.rows() {
+        columns = bind_row(&mut statement, row, columns, others)?;
+        changed += statement.raw_execute()? as u64;
+    }
+    Ok(changed)
+}
+
+/// Binds a row of a set, and behind it the statement's other parameters: those stay bound, so the first row of a set has to
+/// bind them only. Returns the number of the set's columns.
+fn bind_row<'v>(
+    statement: &mut rusqlite::Statement<'_>,
+    row: impl Iterator<Item = Value<'v>>,
+    bound_columns: usize,
+    others: &[Value<'_>],
+) -> rusqlite::Result<usize> {
+    let mut columns = 0;
+    for value in row {
+        columns += 1;
+        statement.raw_bind_parameter(columns, value)?;
+    }
+    if bound_columns == 0 {
+        for (index, value) in others.iter().enumerate() {
+            statement.raw_bind_parameter(columns + index + 1, value)?;
+        }
+    }
+    Ok(columns)
 }
 
 /// Sorts an error. One of fsync never comes out: what it failed to write is gone from the system's memory,

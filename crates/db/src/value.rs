@@ -3,8 +3,6 @@
 //! A conversion never changes a value silently: what does not fit its Rust type is an error that names the
 //! column.
 
-use std::fmt::Write as _;
-
 use rusqlite::types::{ToSqlOutput, ValueRef};
 
 use crate::Error;
@@ -20,6 +18,8 @@ pub enum Value<'a> {
     Text(&'a str),
     /// Bytes.
     Blob(&'a [u8]),
+    /// Rows: the first parameter of a statement with a set, never a column of a result.
+    Set(&'a Set),
 }
 
 impl Value<'_> {
@@ -30,6 +30,7 @@ impl Value<'_> {
             Value::Int(number) => number.to_string(),
             Value::Text(text) => format!("a text of {} bytes", text.len()),
             Value::Blob(bytes) => format!("a blob of {} bytes", bytes.len()),
+            Value::Set(set) => format!("a set of {} rows", set.len()),
         }
     }
 }
@@ -86,7 +87,7 @@ impl<'a, T: Into<Value<'a>>> From<Option<T>> for Value<'a> {
 
 impl<'a> From<&'a Set> for Value<'a> {
     fn from(set: &'a Set) -> Self {
-        Value::Text(&set.json)
+        Value::Set(set)
     }
 }
 
@@ -97,44 +98,67 @@ impl rusqlite::ToSql for Value<'_> {
             Value::Int(number) => ValueRef::Integer(number),
             Value::Text(text) => ValueRef::Text(text.as_bytes()),
             Value::Blob(bytes) => ValueRef::Blob(bytes),
+            // Its rows are bound one by one; as a whole it has no place in a statement of SQLite.
+            Value::Set(_) => return Err(rusqlite::Error::InvalidQuery),
         }))
     }
 }
 
-/// A set of rows as ONE parameter of a statement, for the marker `{set(...)}` of [`crate::dialect`].
+/// A set of rows as the first parameter of a statement: see [`crate::dialect`] on what it means there.
 ///
 /// The statement's text stays the same whatever the number of rows, so it is prepared once, and there is no
-/// limit on the number of parameters to run into. On the way it is a JSON array of arrays: integers as they
-/// are, texts escaped, blobs in hexadecimal.
-#[derive(Debug, Clone)]
+/// limit on the number of parameters to run into. Texts and bytes are copied, into one buffer for all of them.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Set {
-    json: String,
+    cells: Vec<Cell>,
+    bytes: Vec<u8>,
     rows: usize,
 }
 
-impl Default for Set {
-    fn default() -> Set {
-        Set::new()
-    }
+/// One value of a row; a text or a blob ends where it says and begins where the one before it ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Cell {
+    Null,
+    Int(i64),
+    Text { start: usize, end: usize },
+    Blob { start: usize, end: usize },
 }
 
 impl Set {
     /// The empty set.
     pub fn new() -> Set {
-        Set { json: "[]".to_owned(), rows: 0 }
+        Set::default()
     }
 
     /// Adds a row; its values stand in the order of the marker's columns.
+    ///
+    /// # Panics
+    /// When it has another number of values than the rows before it, or a set among them.
     pub fn push(&mut self, row: &[Value<'_>]) {
-        self.json.pop();
-        self.json.push_str(if self.rows == 0 { "[" } else { ",[" });
-        for (index, value) in row.iter().enumerate() {
-            if index > 0 {
-                self.json.push(',');
-            }
-            push_json(&mut self.json, *value);
+        assert!(
+            self.rows == 0 || row.len() * self.rows == self.cells.len(),
+            "a row of {} values in a set of {} rows with {} values in all",
+            row.len(),
+            self.rows,
+            self.cells.len(),
+        );
+        for value in row {
+            let start = self.bytes.len();
+            let cell = match value {
+                Value::Null => Cell::Null,
+                Value::Int(number) => Cell::Int(*number),
+                Value::Text(text) => {
+                    self.bytes.extend_from_slice(text.as_bytes());
+                    Cell::Text { start, end: self.bytes.len() }
+                }
+                Value::Blob(bytes) => {
+                    self.bytes.extend_from_slice(bytes);
+                    Cell::Blob { start, end: self.bytes.len() }
+                }
+                Value::Set(_) => panic!("a set in a set"),
+            };
+            self.cells.push(cell);
         }
-        self.json.push_str("]]");
         self.rows += 1;
     }
 
@@ -147,42 +171,23 @@ impl Set {
     pub fn is_empty(&self) -> bool {
         self.rows == 0
     }
-}
 
-fn push_json(json: &mut String, value: Value<'_>) {
-    match value {
-        Value::Null => json.push_str("null"),
-        Value::Int(number) => push_formatted(json, format_args!("{number}")),
-        Value::Text(text) => push_json_text(json, text),
-        Value::Blob(bytes) => {
-            const HEX: &[u8; 16] = b"0123456789abcdef";
-            json.reserve(2 * bytes.len() + 2);
-            json.push('"');
-            for byte in bytes {
-                json.push(char::from(HEX[usize::from(byte >> 4)]));
-                json.push(char::from(HEX[usize::from(byte & 15)]));
+    /// Its rows, in the order in which they were added.
+    pub(crate) fn rows(&self) -> impl Iterator<Item = impl Iterator<Item = Value<'_>>> {
+        let columns = self.cells.len().checked_div(self.rows).unwrap_or(0);
+        self.cells.chunks_exact(columns.max(1)).map(|row| row.iter().map(|cell| self.value(*cell)))
+    }
+
+    fn value(&self, cell: Cell) -> Value<'_> {
+        match cell {
+            Cell::Null => Value::Null,
+            Cell::Int(number) => Value::Int(number),
+            Cell::Text { start, end } => {
+                Value::Text(std::str::from_utf8(&self.bytes[start..end]).expect("it was copied from a str"))
             }
-            json.push('"');
+            Cell::Blob { start, end } => Value::Blob(&self.bytes[start..end]),
         }
     }
-}
-
-/// RFC 8259, section 7: quotation mark, backslash and control characters must be escaped, nothing else.
-fn push_json_text(json: &mut String, text: &str) {
-    json.push('"');
-    let mut rest = text;
-    while let Some(at) = rest.find(|c: char| matches!(c, '"' | '\\' | '\0'..='\u{1f}')) {
-        json.push_str(&rest[..at]);
-        let escaped = u32::from(rest.as_bytes()[at]);
-        push_formatted(json, format_args!("\\u{escaped:04x}"));
-        rest = &rest[at + 1..];
-    }
-    json.push_str(rest);
-    json.push('"');
-}
-
-fn push_formatted(json: &mut String, arguments: std::fmt::Arguments<'_>) {
-    json.write_fmt(arguments).expect("writing to a String cannot fail");
 }
 
 /// One row of a result, valid while its closure runs.
@@ -303,32 +308,29 @@ impl<T: FromValue> FromValue for Option<T> {
 mod tests {
     use super::*;
 
-    fn json_of(set: &Set) -> serde_json::Value {
-        match Value::from(set) {
-            Value::Text(json) => serde_json::from_str(json).expect("a set is JSON at any time"),
-            other => panic!("{other:?}"),
-        }
+    fn rows(set: &Set) -> Vec<Vec<Value<'_>>> {
+        set.rows().map(Iterator::collect).collect()
     }
 
     #[test]
-    fn a_set_is_valid_json_after_every_push() {
+    fn a_set_gives_back_what_was_put_in() {
         let mut set = Set::new();
         assert!(set.is_empty());
-        assert_eq!(json_of(&set), serde_json::json!([]));
-        set.push(&[Value::Int(i64::MIN), Value::Null, Value::Blob(&[0, 255, 16])]);
-        assert_eq!(json_of(&set), serde_json::json!([[i64::MIN, null, "00ff10"]]));
-        set.push(&[]);
-        assert_eq!(json_of(&set), serde_json::json!([[i64::MIN, null, "00ff10"], []]));
+        assert_eq!(rows(&set), Vec::<Vec<Value<'_>>>::new());
+        let first = [Value::Int(i64::MIN), Value::Text("a\"b"), Value::Blob(&[0, 255, 16])];
+        let second = [Value::Null, Value::Text(""), Value::Blob(&[])];
+        set.push(&first);
+        set.push(&second);
+        assert_eq!(rows(&set), [first, second]);
         assert_eq!(set.len(), 2);
     }
 
-    proptest::proptest! {
-        #[test]
-        fn any_text_survives_its_way_through_json(text in ".*", control in "[\\x00-\\x20\"\\\\]*") {
-            let mut set = Set::new();
-            set.push(&[Value::Text(&text), Value::Text(&control)]);
-            assert_eq!(json_of(&set), serde_json::json!([[text, control]]));
-        }
+    #[test]
+    #[should_panic(expected = "a row of 1 values in a set of 1 rows with 2 values")]
+    fn rows_of_a_set_are_of_one_length() {
+        let mut set = Set::new();
+        set.push(&[Value::Int(1), Value::Int(2)]);
+        set.push(&[Value::Int(1)]);
     }
 
     #[test]

@@ -279,7 +279,7 @@ async fn a_set_is_a_table_of_one_parameter() {
     db.write(move |tx| {
         tx.execute(
             "{insert ignore} INTO item (id, name, data, stock)
-             SELECT s.id, s.name, s.data, 10 FROM {set(id INT, name TEXT, data BLOB)} AS s",
+             SELECT s.id, s.name, s.data, 10 {from set(id INT, name TEXT, data BLOB) AS s}",
             &[Value::from(&rows)],
         )
     })
@@ -323,7 +323,7 @@ async fn a_set_is_a_table_of_one_parameter() {
     let none = db
         .write(|tx| {
             tx.execute(
-                "DELETE FROM item WHERE id IN (SELECT id FROM {set(id INT)} AS s)",
+                "{delete from item AS i join set(id INT) AS s on i.id = s.id}",
                 &[Value::from(&Set::new())],
             )
         })

@@ -158,8 +158,9 @@ pub fn load(tx: &mut Tx<'_>, keys: impl Iterator<Item = Key>) -> Result<HashMap<
         set.push(&[Value::from(key.saga), Value::from(key.step.0)]);
     }
     let rows = tx.query(
-        "SELECT b.saga, b.step, b.phase, b.reply FROM {set(saga INT, step INT)} AS s
-         JOIN saga_barrier b ON b.saga = s.saga AND b.step = s.step {for update}",
+        "SELECT b.saga, b.step, b.phase, b.reply
+         {from set(saga INT, step INT) AS s join saga_barrier AS b on b.saga = s.saga AND b.step = s.step}
+         {for update}",
         &[Value::from(&set)],
         |row| {
             let key = Key { saga: row.get(0)?, step: StepIndex(row.get(1)?) };
@@ -206,7 +207,7 @@ impl Records {
         tx.execute(
             "INSERT INTO saga_barrier (saga, step, phase, reply, recorded_at)
              SELECT s.saga, s.step, s.phase, s.reply, s.recorded_at
-             FROM {set(saga INT, step INT, phase INT, reply BLOB, recorded_at INT)} AS s",
+             {from set(saga INT, step INT, phase INT, reply BLOB, recorded_at INT) AS s}",
             &[Value::from(&self.set)],
         )?;
         Ok(())
@@ -250,8 +251,8 @@ pub fn purge(tx: &mut Tx<'_>, below: u64, recorded_before: UnixMillis) -> Result
         return Ok(0);
     }
     tx.execute(
-        "DELETE FROM saga_barrier WHERE (saga, step, phase) IN
-         (SELECT s.saga, s.step, s.phase FROM {set(saga INT, step INT, phase INT)} AS s)",
+        "{delete from saga_barrier AS b join set(saga INT, step INT, phase INT) AS s
+          on b.saga = s.saga AND b.step = s.step AND b.phase = s.phase}",
         &[Value::from(&set)],
     )
 }

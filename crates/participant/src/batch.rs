@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use bytes::Bytes;
 use db::Tx;
-use saga::{Path, Phase, Reason, StepIndex};
+use saga::{Phase, Reason, StepIndex, Token};
 use wire::messages::Recorded;
 use wire::time::UnixMillis;
 
@@ -14,21 +14,19 @@ use crate::{Outcome, Participant, Undone, Work};
 /// A command as its participant sees it.
 #[derive(Debug)]
 pub struct Command<I> {
-    /// The saga's id.
-    pub saga: u64,
+    /// The saga: its id, how it is driven, the replies so far.
+    pub token: Token,
     /// The step asked for.
     pub step: StepIndex,
     /// What is asked.
     pub phase: Phase,
-    /// The replies so far.
-    pub path: Path,
     /// What the saga is about.
     pub input: I,
 }
 
 impl<I> Command<I> {
     fn key(&self) -> Key {
-        Key { saga: self.saga, step: self.step }
+        Key { saga: self.token.saga, step: self.step }
     }
 }
 
@@ -44,7 +42,7 @@ pub enum Answer {
 }
 
 /// Handles a batch inside a transaction. One answer for each command, in their order; none of them may be sent unless
-/// the transaction commits.
+/// the transaction commits, and then [`Participant::committed`] is owed what has been noted in `changes`.
 ///
 /// A batch may hold a command twice, or an action beside its own compensation: what is on one step is handled one
 /// after the other, each seeing what the one before it has recorded.
@@ -56,10 +54,11 @@ pub fn handle<P: Participant>(
     tx: &mut Tx<'_>,
     commands: &[Command<P::Input>],
     now: UnixMillis,
+    changes: &mut P::Changes,
 ) -> Result<Vec<Answer>, db::Error> {
     let mut answers: Vec<Option<Answer>> = vec![None; commands.len()];
     for round in rounds(commands) {
-        handle_round(participant, tx, commands, &round, now, &mut answers)?;
+        handle_round(participant, tx, commands, &round, now, &mut answers, changes)?;
     }
     let missing = || Answer::Retry("the participant gave no answer".to_owned());
     Ok(answers.into_iter().map(|answer| answer.unwrap_or_else(missing)).collect())
@@ -71,7 +70,7 @@ fn rounds<I>(commands: &[Command<I>]) -> Vec<Vec<usize>> {
     let mut rounds: Vec<Vec<usize>> = Vec::new();
     let mut seen: HashMap<u64, usize> = HashMap::with_capacity(commands.len());
     for (index, command) in commands.iter().enumerate() {
-        let times = seen.entry(command.saga).or_default();
+        let times = seen.entry(command.token.saga).or_default();
         if rounds.len() == *times {
             rounds.push(Vec::with_capacity(commands.len() - index));
         }
@@ -88,6 +87,7 @@ fn handle_round<P: Participant>(
     round: &[usize],
     now: UnixMillis,
     answers: &mut [Option<Answer>],
+    changes: &mut P::Changes,
 ) -> Result<(), db::Error> {
     let found = barrier::load(tx, round.iter().map(|index| commands[*index].key()))?;
     let nothing = barrier::Found::default();
@@ -129,7 +129,7 @@ fn handle_round<P: Participant>(
     }
 
     if !acts.is_empty() {
-        let outcomes = participant.act(tx, &work(commands, &acts, now))?;
+        let outcomes = participant.act(tx, &work(commands, &acts, now), changes)?;
         assert_eq!(outcomes.len(), acts.len(), "a participant owes one outcome per command");
         for (&index, outcome) in acts.iter().zip(outcomes) {
             answers[index] = Some(match acted(outcome, now) {
@@ -142,7 +142,7 @@ fn handle_round<P: Participant>(
         }
     }
     if !undos.is_empty() {
-        let outcomes = participant.undo(tx, &work(commands, &undos, now))?;
+        let outcomes = participant.undo(tx, &work(commands, &undos, now), changes)?;
         assert_eq!(outcomes.len(), undos.len(), "a participant owes one outcome per command");
         for (&index, undone) in undos.iter().zip(outcomes) {
             answers[index] = Some(match undone {
@@ -160,8 +160,8 @@ fn handle_round<P: Participant>(
 
 fn work<'a, I>(commands: &'a [Command<I>], indices: &[usize], now: UnixMillis) -> Vec<Work<'a, I>> {
     let one = |&index: &usize| {
-        let Command { saga, step, path, input, .. } = &commands[index];
-        Work { saga: *saga, step: *step, path, input, now }
+        let Command { token, step, input, .. } = &commands[index];
+        Work { saga: token.saga, step: *step, path: &token.path, input, now }
     };
     indices.iter().map(one).collect()
 }

@@ -32,6 +32,9 @@ pub trait Participant: Send + Sync + 'static {
     /// A saga's input as this participant understands it.
     type Input: Send + Sync + 'static;
 
+    /// What a transaction changed, for whoever keeps copies of it; `()` where nobody does.
+    type Changes: Default + Send + 'static;
+
     /// Understands a saga's input.
     ///
     /// # Errors
@@ -45,13 +48,27 @@ pub trait Participant: Send + Sync + 'static {
     ///
     /// # Errors
     /// A database error rolls the whole transaction back; all of the work comes again.
-    fn act(&self, tx: &mut db::Tx<'_>, work: &[Work<'_, Self::Input>]) -> Result<Vec<Outcome>, db::Error>;
+    fn act(
+        &self,
+        tx: &mut db::Tx<'_>,
+        work: &[Work<'_, Self::Input>],
+        changes: &mut Self::Changes,
+    ) -> Result<Vec<Outcome>, db::Error>;
 
     /// Undoes the effect of each command, which is there. The answers are in the order of the work, one for each.
     ///
     /// # Errors
     /// As [`Participant::act`].
-    fn undo(&self, tx: &mut db::Tx<'_>, work: &[Work<'_, Self::Input>]) -> Result<Vec<Undone>, db::Error>;
+    fn undo(
+        &self,
+        tx: &mut db::Tx<'_>,
+        work: &[Work<'_, Self::Input>],
+        changes: &mut Self::Changes,
+    ) -> Result<Vec<Undone>, db::Error>;
+
+    /// What was changed is now committed. Called before any reply is published, in the order of the commits, not on a
+    /// database thread; it is skipped if the process dies in between.
+    fn committed(&self, _changes: Self::Changes) {}
 }
 
 /// One command that needs an effect.

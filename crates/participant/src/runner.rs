@@ -9,7 +9,7 @@ use db::Db;
 
 use telemetry::metrics::PubsubMetrics;
 use tokio_util::sync::CancellationToken;
-use wire::messages::{self, Purge, Reply, ToOrchestrator, ToParticipant};
+use wire::messages::{self, About, Carried, Purge, ToParticipant};
 use wire::time::{Clock, UnixMillis};
 
 use crate::batch::{Answer, Command, handle};
@@ -116,8 +116,8 @@ struct RunnerParts {
 /// A batch, understood: what to ask the database, and what is settled already.
 struct Sorted<I> {
     commands: Vec<Command<I>>,
-    /// For each of `commands`, what it answers: the message, and its place in the batch.
-    questions: Vec<(messages::Command, usize)>,
+    /// For each of `commands`, what its saga is about, and its place in the batch.
+    questions: Vec<(About, usize)>,
     purge: Option<Purge>,
     verdicts: Vec<Verdict>,
 }
@@ -137,7 +137,7 @@ impl<P: Participant> Runner<P> {
         match answers {
             Ok(answers) => {
                 failpoint::hit("participant.committed");
-                self.publish(&mut sorted, answers, batch.deliveries()).await;
+                self.publish(&mut sorted, &commands, answers, batch.deliveries()).await;
                 failpoint::hit("participant.published");
             }
             Err(error) => self.give_back(&mut sorted, &error, batch.deliveries()),
@@ -163,19 +163,16 @@ impl<P: Participant> Runner<P> {
         for (place, delivery) in deliveries.iter().enumerate() {
             match self.understand(delivery) {
                 Ok(ToParticipant::Purge(purge)) => sorted.purge = Some(purge),
-                Ok(ToParticipant::Command(command)) => match self.participant.read(&command.carried.input) {
-                    Ok(input) => {
-                        sorted.commands.push(Command {
-                            saga: command.carried.token.saga,
-                            step: command.step,
-                            phase: command.phase,
-                            path: command.carried.token.path.clone(),
-                            input,
-                        });
-                        sorted.questions.push((command, place));
+                Ok(ToParticipant::Command(command)) => {
+                    let messages::Command { carried: Carried { token, about }, step, phase } = command;
+                    match self.participant.read(&about.input()) {
+                        Ok(input) => {
+                            sorted.commands.push(Command { token, step, phase, input });
+                            sorted.questions.push((about, place));
+                        }
+                        Err(bad) => sorted.verdicts[place] = park(delivery, bad.to_string()),
                     }
-                    Err(bad) => sorted.verdicts[place] = park(delivery, bad.to_string()),
-                },
+                }
                 Err(bad) => sorted.verdicts[place] = park(delivery, bad.to_string()),
             }
         }
@@ -222,19 +219,21 @@ impl<P: Participant> Runner<P> {
         let now = self.rest.clock.now();
         let recorded_before = before(now, self.rest.settings.barrier_retention);
         let below = purge.map(|purge| purge.below);
-        let (answers, purged) = self
+        let (answers, changes, purged) = self
             .rest
             .db
             .write(move |tx| {
-                let answers = handle(&*participant, tx, &commands[range.clone()], now)?;
+                let mut changes = P::Changes::default();
+                let answers = handle(&*participant, tx, &commands[range.clone()], now, &mut changes)?;
                 let purged = match below {
                     Some(below) => barrier::purge(tx, below, recorded_before)?,
                     None => 0,
                 };
                 failpoint::hit("participant.before_commit");
-                Ok::<_, db::Error>((answers, purged))
+                Ok::<_, db::Error>((answers, changes, purged))
             })
             .await?;
+        self.participant.committed(changes);
         if purged == 0 {
             *purge = None;
         }
@@ -251,15 +250,21 @@ impl<P: Participant> Runner<P> {
     }
 
     /// Sends the replies in one frame; if it is refused, all of those commands come again and are answered the same.
-    async fn publish(&self, sorted: &mut Sorted<P::Input>, answers: Vec<Answer>, deliveries: &[Delivery]) {
+    async fn publish(
+        &self,
+        sorted: &mut Sorted<P::Input>,
+        commands: &[Command<P::Input>],
+        answers: Vec<Answer>,
+        deliveries: &[Delivery],
+    ) {
         let RunnerParts { bus, replies, metrics, settings, .. } = &self.rest;
         let mut frame = Vec::with_capacity(answers.len());
         let mut sent = Vec::with_capacity(answers.len());
-        for ((question, place), answer) in sorted.questions.drain(..).zip(answers) {
+        for (((about, place), command), answer) in sorted.questions.drain(..).zip(commands).zip(answers) {
             let delivery = &deliveries[place];
             match answer {
                 Answer::Reply(recorded) => {
-                    let reply = reply(question, recorded);
+                    let reply = reply(command, &about, &recorded);
                     let (bytes, limit) = (reply.body.len(), bus.limits().body_bytes);
                     if bytes > limit {
                         let why = format!("its reply has {bytes} bytes, above the bus's limit of {limit}");
@@ -270,9 +275,9 @@ impl<P: Participant> Runner<P> {
                     sent.push(place);
                 }
                 Answer::Retry(why) => {
-                    let (saga, count) = (question.carried.token.saga, delivery.count);
-                    let trace = String::from_utf8_lossy(&question.carried.trace);
-                    tracing::warn!(saga, %trace, step = %question.step, count, why, "a command got no answer yet");
+                    let (saga, count) = (command.token.saga, delivery.count);
+                    let trace = String::from_utf8_lossy(about.trace());
+                    tracing::warn!(saga, %trace, step = %command.step, count, why, "a command got no answer yet");
                     sorted.verdicts[place] = retry(settings, count);
                 }
                 Answer::Park(why) => {
@@ -312,17 +317,18 @@ fn before(now: UnixMillis, retention: Duration) -> UnixMillis {
     now.saturating_sub(u64::try_from(retention.as_millis()).unwrap_or(u64::MAX))
 }
 
-/// Which reply it is: repeated when the same command is answered again, different for any other command.
-fn reply(question: messages::Command, recorded: Bytes) -> Envelope {
-    let carried = question.carried;
+/// A reply, and which one it is: repeated when the same command is answered again, different for any other command.
+fn reply<I>(command: &Command<I>, about: &About, recorded: &Bytes) -> Envelope {
+    let Command { token, step, phase, .. } = command;
     let tag = 1 << 40
-        | u64::from(question.step.0) << 32
-        | (question.phase as u64) << 28
-        | (carried.token.mode as u64) << 24
-        | carried.token.path.len() as u64;
-    let id = EnvelopeId::of(carried.token.saga, tag);
-    let message = Reply { carried, step: question.step, phase: question.phase, recorded };
-    Envelope { id, body: ToOrchestrator::Reply(message).encode() }
+        | u64::from(step.0) << 32
+        | (*phase as u64) << 28
+        | (token.mode as u64) << 24
+        | token.path.len() as u64;
+    Envelope {
+        id: EnvelopeId::of(token.saga, tag),
+        body: messages::reply(token, about, *step, *phase, recorded),
+    }
 }
 
 fn retry(settings: &Settings, count: u32) -> Verdict {

@@ -17,7 +17,7 @@ use telemetry::Registry;
 use telemetry::metrics::PubsubMetrics;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
-use wire::messages::{Carried, Command, Purge, Recorded, Reply, ToOrchestrator, ToParticipant};
+use wire::messages::{About, Carried, Command, Purge, Recorded, Reply, ToOrchestrator, ToParticipant};
 use wire::time::Clock;
 
 use support::{Counting, Folder, Input, effects, effects_of, rows};
@@ -131,11 +131,7 @@ fn envelope(saga: u64, body: impl Into<Bytes>) -> Envelope {
 fn ask(saga: u64, phase: Phase, input: impl Into<Bytes>) -> Envelope {
     let carried = Carried {
         token: Token { saga, mode: Mode::Execute, path: Path::new() },
-        definition: "test".to_owned(),
-        version: 1,
-        started_at: 1,
-        input: input.into(),
-        trace: Bytes::from_static(b"trace"),
+        about: About::new("test", 1, 1, &input.into(), b"trace"),
     };
     envelope(saga, ToParticipant::Command(Command { carried, step: StepIndex(3), phase }).encode())
 }
@@ -165,7 +161,7 @@ async fn a_command_is_answered_with_what_it_carried_and_what_was_recorded() {
     stage.publish([act(1, Input::Accept)]).await;
     let reply = stage.reply().await;
     assert_eq!((outcome(&reply), reply.step, reply.phase), (done(1), StepIndex(3), Phase::Action));
-    assert_eq!(&reply.carried.trace[..], b"trace");
+    assert_eq!(reply.carried.about.trace(), b"trace");
     assert_eq!(&rows(&stage.db).await[0].3, &reply.recorded.to_vec());
     stage.quiet().await;
 }

@@ -6,14 +6,18 @@
 //! writes a log line.
 
 use std::any::Any;
+use std::convert::Infallible;
+use std::fmt;
+use std::future::Future;
 use std::panic::AssertUnwindSafe;
+use std::pin::Pin;
 use std::sync::Arc;
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use axum::Router;
 use axum::body::{Body, HttpBody};
-use axum::extract::{DefaultBodyLimit, MatchedPath, Request, State};
-use axum::middleware::{Next, from_fn_with_state};
+use axum::extract::{MatchedPath, Request};
 use axum::response::{IntoResponse, Response};
 use futures_util::FutureExt;
 use http::header::{
@@ -22,10 +26,12 @@ use http::header::{
 };
 use http::{Method, StatusCode};
 use http_body_util::{BodyExt, Limited};
+use pin_project_lite::pin_project;
 use serde::{Deserialize, Serialize};
-use telemetry::HttpMetrics;
+use telemetry::metrics::{HttpMetrics, InFlight};
 use tokio::sync::Semaphore;
-use tower_http::cors::{AllowOrigin, CorsLayer};
+use tower::{Layer, Service};
+use tower_http::cors::{AllowOrigin, Cors, CorsLayer};
 
 use crate::error::{ApiError, RETRY_AFTER_SECONDS};
 
@@ -68,7 +74,7 @@ impl Default for EdgeConfig {
 )]
 pub struct InvalidOrigin(pub String);
 
-/// The largest body, in bytes, for extractors that have to name it.
+/// The largest body, in bytes, for extractors that have to name it. A request that carries none has the default.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct BodyLimit(usize);
 
@@ -87,16 +93,63 @@ impl Default for BodyLimit {
 
 /// Counts the router's requests by matched route, method and status.
 pub fn measured(router: Router, metrics: HttpMetrics) -> Router {
-    router.layer(from_fn_with_state(metrics, measure))
+    router.layer(MeasureLayer(metrics))
 }
 
-async fn measure(State(metrics): State<HttpMetrics>, request: Request, next: Next) -> Response {
-    let route =
-        request.extensions().get::<MatchedPath>().map_or(telemetry::metrics::OTHER, MatchedPath::as_str);
-    let counted = metrics.begin(route, request.method().as_str());
-    let response = next.run(request).await;
-    counted.finish(response.status().as_u16(), response.body().size_hint().exact());
-    response
+/// Not axum's `from_fn`: that costs every request two allocations more.
+#[derive(Clone)]
+struct MeasureLayer(HttpMetrics);
+
+impl<S> Layer<S> for MeasureLayer {
+    type Service = Measure<S>;
+
+    fn layer(&self, inner: S) -> Measure<S> {
+        Measure { inner, metrics: self.0.clone() }
+    }
+}
+
+#[derive(Clone)]
+struct Measure<S> {
+    inner: S,
+    metrics: HttpMetrics,
+}
+
+impl<S: Service<Request, Response = Response>> Service<Request> for Measure<S> {
+    type Response = Response;
+    type Error = S::Error;
+    type Future = Measured<S::Future>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
+        self.inner.poll_ready(cx)
+    }
+
+    fn call(&mut self, request: Request) -> Measured<S::Future> {
+        let matched = request.extensions().get::<MatchedPath>();
+        let route = matched.map_or(telemetry::metrics::OTHER, MatchedPath::as_str);
+        let counted = self.metrics.begin(route, request.method().as_str());
+        Measured { answer: self.inner.call(request), counted: Some(counted) }
+    }
+}
+
+pin_project! {
+    struct Measured<F> {
+        #[pin]
+        answer: F,
+        counted: Option<InFlight>,
+    }
+}
+
+impl<F: Future<Output = Result<Response, E>>, E> Future for Measured<F> {
+    type Output = F::Output;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<F::Output> {
+        let this = self.project();
+        let answer = ready!(this.answer.poll(cx));
+        if let (Ok(response), Some(counted)) = (&answer, this.counted.take()) {
+            counted.finish(response.status().as_u16(), response.body().size_hint().exact());
+        }
+        Poll::Ready(answer)
+    }
 }
 
 /// Puts the limits around a router, which then has no fallback of its own: unknown paths are 404, known
@@ -104,23 +157,60 @@ async fn measure(State(metrics): State<HttpMetrics>, request: Request, next: Nex
 ///
 /// # Errors
 /// [`InvalidOrigin`] for a CORS origin that is none.
-pub fn protected(router: Router, config: &EdgeConfig) -> Result<Router, InvalidOrigin> {
-    let guard = Guard {
+pub fn protected(router: Router, config: &EdgeConfig) -> Result<Protected, InvalidOrigin> {
+    let router =
+        router.fallback(|| async { ApiError::not_found("no such path") }).method_not_allowed_fallback(
+            || async { ApiError::new(StatusCode::METHOD_NOT_ALLOWED, "method not allowed on this path") },
+        );
+    let guarded = Guarded {
+        router,
         body_limit: BodyLimit(config.body_limit_bytes),
         in_flight: Arc::new(Semaphore::new(config.max_in_flight_requests.min(Semaphore::MAX_PERMITS))),
     };
-    let router = router
-        .fallback(|| async { ApiError::not_found("no such path") })
-        .method_not_allowed_fallback(|| async {
-            ApiError::new(StatusCode::METHOD_NOT_ALLOWED, "method not allowed on this path")
-        })
-        // The guard limits bodies itself, so that a refusal has the API's form.
-        .layer(DefaultBodyLimit::disable())
-        .layer(from_fn_with_state(guard, stand_guard));
-    if config.cors_allowed_origins.is_empty() {
-        return Ok(router);
+    Ok(Protected(if config.cors_allowed_origins.is_empty() {
+        Doors::Own(guarded)
+    } else {
+        Doors::Shared(cors(&config.cors_allowed_origins)?.layer(guarded))
+    }))
+}
+
+/// A router with its limits. They stand around it, not in it: each layer inside an axum router costs every request
+/// several allocations.
+#[derive(Clone)]
+pub struct Protected(Doors);
+
+#[derive(Clone)]
+enum Doors {
+    /// No other site's pages may call.
+    Own(Guarded),
+    /// Some may.
+    Shared(Cors<Guarded>),
+}
+
+impl fmt::Debug for Protected {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Protected")
     }
-    Ok(router.layer(cors(&config.cors_allowed_origins)?))
+}
+
+/// An answer on its way. There always is one.
+pub type Answering = Pin<Box<dyn Future<Output = Result<Response, Infallible>> + Send>>;
+
+impl Service<Request> for Protected {
+    type Response = Response;
+    type Error = Infallible;
+    type Future = Answering;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, request: Request) -> Answering {
+        match &mut self.0 {
+            Doors::Own(guarded) => guarded.call(request),
+            Doors::Shared(cors) => Box::pin(cors.call(request)),
+        }
+    }
 }
 
 fn cors(origins: &[String]) -> Result<CorsLayer, InvalidOrigin> {
@@ -152,20 +242,33 @@ fn parse_origin(text: &str) -> Result<HeaderValue, InvalidOrigin> {
 }
 
 #[derive(Clone)]
-struct Guard {
+struct Guarded {
+    router: Router,
     body_limit: BodyLimit,
     in_flight: Arc<Semaphore>,
 }
 
-/// One layer for all of it: each further layer of an axum router costs every request an allocation.
-async fn stand_guard(State(guard): State<Guard>, request: Request, next: Next) -> Response {
-    let mut response = guard.handle(request, next).await;
-    harden(response.headers_mut());
-    response
+impl Service<Request> for Guarded {
+    type Response = Response;
+    type Error = Infallible;
+    type Future = Answering;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, request: Request) -> Answering {
+        let mut guarded = self.clone();
+        Box::pin(async move {
+            let mut response = guarded.handle(request).await;
+            harden(response.headers_mut());
+            Ok(response)
+        })
+    }
 }
 
-impl Guard {
-    async fn handle(&self, request: Request, next: Next) -> Response {
+impl Guarded {
+    async fn handle(&mut self, request: Request) -> Response {
         let Ok(_counted) = self.in_flight.try_acquire() else {
             return ApiError::unavailable("too many requests in flight, try again", RETRY_AFTER_SECONDS)
                 .into_response();
@@ -178,8 +281,9 @@ impl Guard {
             }
         };
         // A panic costs one request only. The handler's state is shared through locks that poison and channels that close, never half-written.
-        match AssertUnwindSafe(next.run(request)).catch_unwind().await {
-            Ok(response) => response,
+        match AssertUnwindSafe(async { self.router.call(request).await }).catch_unwind().await {
+            Ok(Ok(response)) => response,
+            Ok(Err(never)) => match never {},
             Err(panic) => ApiError::internal(format_args!("a handler panicked: {}", panic_text(&*panic)))
                 .into_response(),
         }
@@ -196,7 +300,9 @@ impl Guard {
         if size.lower() > limit as u64 {
             return Err(request);
         }
-        request.extensions_mut().insert(self.body_limit);
+        if self.body_limit != BodyLimit::default() {
+            request.extensions_mut().insert(self.body_limit);
+        }
         if size.exact().is_some() {
             return Ok(request);
         }

@@ -1,4 +1,4 @@
-//! Serves a router on a listener until it is told to stop.
+//! Serves an API on a listener until it is told to stop.
 //!
 //! A client gets a bounded time for each thing it owes: a request's head, its body, and taking what it
 //! asked for. What never happens: more connections than the bound (further ones wait in the kernel's
@@ -8,7 +8,6 @@
 //! hyper starts the clock of a request's head when it begins to wait for it. So `head_timeout_ms` is also
 //! how long a kept-alive connection may be idle.
 
-use std::convert::Infallible;
 use std::fmt;
 use std::future::Future;
 use std::io;
@@ -18,10 +17,8 @@ use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use axum::Router;
 use axum::body::{Body, Bytes, HttpBody};
 use axum::extract::ConnectInfo;
-use axum::response::Response;
 use http::Request;
 use hyper::body::{Frame, Incoming, SizeHint};
 use hyper::server::conn::http1;
@@ -35,6 +32,8 @@ use tokio::time::{Sleep, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tower::Service;
+
+use crate::edge::{Answering, Protected};
 
 /// How long the server pauses after a failed `accept`, such as one for want of file descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
@@ -84,12 +83,12 @@ pub struct Drained {
 /// Handlers find the client's address as `ConnectInfo<SocketAddr>`.
 pub async fn serve(
     listener: TcpListener,
-    router: Router,
+    api: Protected,
     limits: &Limits,
     shutdown: CancellationToken,
 ) -> Drained {
     let server = Arc::new(Server {
-        router,
+        api,
         body_timeout: Duration::from_millis(limits.body_timeout_ms),
         write_stall_timeout: Duration::from_millis(limits.write_stall_timeout_ms),
         http: http(limits),
@@ -118,7 +117,7 @@ fn http(limits: &Limits) -> http1::Builder {
 }
 
 struct Server {
-    router: Router,
+    api: Protected,
     body_timeout: Duration,
     write_stall_timeout: Duration,
     http: http1::Builder,
@@ -171,6 +170,7 @@ impl Server {
         let mut draining = false;
         loop {
             tokio::select! {
+                biased;
                 ended = connection.as_mut() => {
                     if let Err(error) = ended {
                         tracing::debug!(%error, %peer, "a connection ended early");
@@ -181,16 +181,12 @@ impl Server {
                     draining = true;
                     connection.as_mut().graceful_shutdown();
                 }
-                () = self.cut.cancelled() => return,
+                () = self.cut.cancelled(), if draining => return,
             }
         }
     }
 
-    fn answer(
-        &self,
-        request: Request<Incoming>,
-        peer: SocketAddr,
-    ) -> impl Future<Output = Result<Response, Infallible>> + use<> {
+    fn answer(&self, request: Request<Incoming>, peer: SocketAddr) -> Answering {
         let limit = self.body_timeout;
         let mut request = request.map(|body| {
             if body.is_end_stream() {
@@ -200,7 +196,7 @@ impl Server {
             }
         });
         request.extensions_mut().insert(ConnectInfo(peer));
-        self.router.clone().call(request)
+        self.api.clone().call(request)
     }
 }
 

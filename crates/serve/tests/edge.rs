@@ -14,7 +14,7 @@ use axum::routing::{get, post};
 use http::{HeaderMap, Request, StatusCode};
 use http_body_util::BodyExt;
 use serve::admin::{self, Readiness};
-use serve::edge::{EdgeConfig, InvalidOrigin, measured, protected};
+use serve::edge::{EdgeConfig, InvalidOrigin, Protected, measured, protected};
 use serve::{ApiError, Id, Json, Page};
 use telemetry::{HttpMetrics, Registry};
 use tokio::sync::Notify;
@@ -31,7 +31,7 @@ async fn text(response: Response) -> String {
     String::from_utf8(response.into_body().collect().await.unwrap().to_bytes().to_vec()).unwrap()
 }
 
-async fn ask(router: &Router, request: Request<Body>) -> (StatusCode, HeaderMap, String) {
+async fn ask(router: &Protected, request: Request<Body>) -> (StatusCode, HeaderMap, String) {
     let response = router.clone().oneshot(request).await.unwrap();
     (response.status(), response.headers().clone(), text(response).await)
 }
@@ -53,7 +53,7 @@ fn shop() -> Router {
         .route("/broken", get(|| async { ApiError::from(db::Error::Panicked) }))
 }
 
-fn edge(config: EdgeConfig) -> Router {
+fn edge(config: EdgeConfig) -> Protected {
     protected(shop(), &config).unwrap()
 }
 

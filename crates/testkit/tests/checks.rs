@@ -50,6 +50,14 @@ impl Shop {
                 conn.execute_batch(migration.sql).unwrap();
             }
         }
+        // The checker reads what the view says. Here a table says it, so that it can say what the tables behind the view
+        // could not.
+        shop.sql(
+            Database::Purchase,
+            "DROP VIEW purchase;
+             CREATE TABLE purchase (id, customer_id, idempotency_key, state, input, trace, created_at, deadline_at,
+                                    next_wake_at, tries, finished_at, finished_no, reason, path)",
+        );
         shop.fill()
     }
 
@@ -249,7 +257,7 @@ fn i2_what_was_acknowledged() {
     let moved = |key: &str, answered, found| Violation::KeyMoved { key: key.to_owned(), answered, found };
     assert_eq!(shop.violations(), [moved("k9001", OPEN, Some(PAID)), moved("lost", 1, None)]);
 
-    let statements = "DROP INDEX purchase_key; UPDATE purchase SET idempotency_key = 'k9001' WHERE id = 9002";
+    let statements = "UPDATE purchase SET idempotency_key = 'k9001' WHERE id = 9002";
     let key = "k9001".to_owned();
     let twice = Violation::KeyTwice { customer: ANN, key, purchases: vec![PAID, DECLINED] };
     finds(Database::Purchase, statements, &[twice]);

@@ -117,7 +117,7 @@ impl InMemory {
         match decision {
             Decision::Answer(recorded) => return Some(recorded),
             Decision::Act => {
-                let script = Script::from_bytes(&command.carried.input);
+                let script = Script::from_bytes(&command.carried.about.input());
                 let outcome = match script.act(key.step.0, &mut self.silences, key) {
                     Outcome::Done(data) => {
                         self.effects.entry(place).or_default().acted += 1;
@@ -182,12 +182,13 @@ fn count(tx: &mut Tx<'_>, work: &Work<'_, Script>, undo: bool) -> Result<(), Err
 
 impl Participant for Counting {
     type Input = Script;
+    type Changes = ();
 
     fn read(&self, input: &Bytes) -> Result<Script, BadInput> {
         Ok(Script::from_bytes(input))
     }
 
-    fn act(&self, tx: &mut Tx<'_>, work: &[Work<'_, Script>]) -> Result<Vec<Outcome>, Error> {
+    fn act(&self, tx: &mut Tx<'_>, work: &[Work<'_, Script>], (): &mut ()) -> Result<Vec<Outcome>, Error> {
         let mut silences = self.silences.lock().unwrap();
         let mut outcomes = Vec::with_capacity(work.len());
         for work in work {
@@ -201,7 +202,7 @@ impl Participant for Counting {
         if self.fails { Err(Error::Full) } else { Ok(outcomes) }
     }
 
-    fn undo(&self, tx: &mut Tx<'_>, work: &[Work<'_, Script>]) -> Result<Vec<Undone>, Error> {
+    fn undo(&self, tx: &mut Tx<'_>, work: &[Work<'_, Script>], (): &mut ()) -> Result<Vec<Undone>, Error> {
         for work in work {
             count(tx, work, true)?;
         }
@@ -245,15 +246,15 @@ impl OnSqlite {
         let commands: Vec<participant::Command<Script>> = commands
             .iter()
             .map(|command| participant::Command {
-                saga: command.carried.token.saga,
+                token: command.carried.token.clone(),
                 step: command.step,
                 phase: command.phase,
-                path: command.carried.token.path.clone(),
-                input: Script::from_bytes(&command.carried.input),
+                input: Script::from_bytes(&command.carried.about.input()),
             })
             .collect();
         let participant = Arc::clone(participant);
-        let handled = self.db.write(move |tx| participant::handle(&*participant, tx, &commands, now));
+        let handled =
+            self.db.write(move |tx| participant::handle(&*participant, tx, &commands, now, &mut ()));
         self.runtime.block_on(handled)
     }
 

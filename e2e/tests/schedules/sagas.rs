@@ -4,7 +4,7 @@ use bus::Subject;
 use orchestrator::Book;
 use saga::{Definition, Illegal, Kind, Mode, Path, Position, Status, StepIndex, Token};
 use shop::purchase::{ORCHESTRATOR, PURCHASE_PROGRESS, PurchaseStep, purchase_saga};
-use wire::messages::{Carried, Start, ToOrchestrator};
+use wire::messages::{About, Carried, Start, ToOrchestrator};
 
 /// The time at which each saga is accepted.
 pub const STARTED_AT: u64 = 1;
@@ -130,11 +130,7 @@ impl Saga {
     pub fn start(&self, saga: u64, mode: Mode, input: &bytes::Bytes) -> bytes::Bytes {
         let carried = Carried {
             token: Token { saga, mode, path: Path::new() },
-            definition: self.name.to_owned(),
-            version: self.version,
-            started_at: STARTED_AT,
-            input: input.clone(),
-            trace: bytes::Bytes::new(),
+            about: About::new(self.name, self.version, STARTED_AT, input, b""),
         };
         ToOrchestrator::Start(Start { carried }).encode()
     }

@@ -5,9 +5,7 @@ use std::collections::HashMap;
 use bus::{Envelope, EnvelopeId, Subject};
 use bytes::Bytes;
 use saga::{Definition, Effects, Illegal, Phase, Standing, StepIndex};
-use wire::messages::{
-    Carried, Command, DecodeError, Progress, Recorded, Reply, Start, ToOrchestrator, ToParticipant,
-};
+use wire::messages::{self, About, Carried, DecodeError, Recorded, Reply, Start, ToOrchestrator};
 
 /// A message that an orchestrator cannot act upon, now or later.
 #[derive(Debug, thiserror::Error)]
@@ -86,8 +84,8 @@ impl Book {
             definition.name(),
         );
         let drive = move |carried: Carried, answered: Option<Answered>| {
-            let saga = carried.token.saga;
-            let token = carried.token.clone();
+            let Carried { token, about } = carried;
+            let saga = token.saga;
             let effects = match answered {
                 None => saga::start(&definition, saga, token.mode),
                 Some(Answered { step, phase, recorded }) => {
@@ -97,7 +95,7 @@ impl Book {
                         .map_err(|illegal| Refused::Illegal { saga, illegal })?
                 }
             };
-            Ok(messages(effects, carried, commands, progress))
+            Ok(messages(effects, &about, commands, progress))
         };
         versions.push((version, Box::new(drive)));
         self
@@ -114,10 +112,11 @@ impl Book {
                 (carried, Some(Answered { step, phase, recorded }))
             }
         };
-        let versions = self.0.get(carried.definition.as_str());
-        match versions.and_then(|versions| versions.iter().find(|(known, _)| *known == carried.version)) {
+        let (name, version) = (carried.about.definition(), carried.about.version());
+        let versions = self.0.get(name);
+        match versions.and_then(|versions| versions.iter().find(|(known, _)| *known == version)) {
             Some((_, drive)) => drive(carried, answered),
-            None => Err(Refused::UnknownDefinition { name: carried.definition, version: carried.version }),
+            None => Err(Refused::UnknownDefinition { name: name.to_owned(), version }),
         }
     }
 }
@@ -125,27 +124,25 @@ impl Book {
 /// Effects as messages. Each carries the saga as it now stands; its id is a function of what it says.
 fn messages<S: Copy>(
     effects: Effects<S>,
-    carried: Carried,
+    about: &About,
     commands: fn(S) -> Subject,
     progress: Subject,
 ) -> Messages {
     let Effects { token, ask, tell } = effects;
     let saga = token.saga;
     let place = u64::from(u8::try_from(token.path.len()).unwrap_or(u8::MAX)) | (token.mode as u64) << 8;
-    let carried = Carried { token, ..carried };
-    let mut messages = Vec::with_capacity(2);
+    let mut outgoing = Vec::with_capacity(2);
     if let Some(standing) = tell {
-        let body = Progress { carried: carried.clone() }.encode();
+        let body = messages::progress(&token, about);
         let envelope = Envelope { id: EnvelopeId::of(saga, 2 << 40 | place), body };
         let may_be_lost = standing == Standing::Open;
-        messages.push(Outgoing { subject: progress, envelope, may_be_lost });
+        outgoing.push(Outgoing { subject: progress, envelope, may_be_lost });
     }
     if let Some(ask) = ask {
         let tag = 3 << 40 | u64::from(ask.index.0) << 32 | (ask.phase as u64) << 16 | place;
-        let command = Command { carried, step: ask.index, phase: ask.phase };
-        let body = ToParticipant::Command(command).encode();
+        let body = messages::command(&token, about, ask.index, ask.phase);
         let envelope = Envelope { id: EnvelopeId::of(saga, tag), body };
-        messages.push(Outgoing { subject: commands(ask.step), envelope, may_be_lost: false });
+        outgoing.push(Outgoing { subject: commands(ask.step), envelope, may_be_lost: false });
     }
-    messages
+    outgoing
 }

@@ -13,17 +13,18 @@ pub(crate) struct Orders;
 
 impl Participant for Orders {
     type Input = Purchase;
+    type Changes = ();
 
     fn read(&self, input: &Bytes) -> Result<Purchase, BadInput> {
         Purchase::from_input(input).map_err(|error| BadInput(Box::new(error)))
     }
 
-    fn act(&self, tx: &mut Tx<'_>, work: &[Work<'_, Purchase>]) -> Result<Vec<Outcome>, Error> {
+    fn act(&self, tx: &mut Tx<'_>, work: &[Work<'_, Purchase>], (): &mut ()) -> Result<Vec<Outcome>, Error> {
         store::insert(tx, work.iter().map(new_order))?;
         Ok(vec![Outcome::Done(Vec::new()); work.len()])
     }
 
-    fn undo(&self, tx: &mut Tx<'_>, work: &[Work<'_, Purchase>]) -> Result<Vec<Undone>, Error> {
+    fn undo(&self, tx: &mut Tx<'_>, work: &[Work<'_, Purchase>], (): &mut ()) -> Result<Vec<Undone>, Error> {
         store::delete(tx, work.iter().map(|work| work.saga))?;
         Ok(vec![Undone::Done; work.len()])
     }

@@ -27,7 +27,7 @@ pub(crate) fn insert(tx: &mut Tx<'_>, orders: impl Iterator<Item = NewOrder>) ->
     tx.execute(
         "INSERT INTO purchase_order (id, customer_id, items, created_at)
          SELECT s.id, s.customer_id, s.items, s.created_at
-         FROM {set(id INT, customer_id INT, items TEXT, created_at INT)} AS s",
+         {from set(id INT, customer_id INT, items TEXT, created_at INT) AS s}",
         &[Value::from(&set)],
     )?;
     Ok(())
@@ -39,7 +39,7 @@ pub(crate) fn delete(tx: &mut Tx<'_>, ids: impl Iterator<Item = u64>) -> Result<
         set.push(&[Value::from(id)]);
     }
     tx.execute(
-        "DELETE FROM purchase_order WHERE id IN (SELECT s.id FROM {set(id INT)} AS s)",
+        "{delete from purchase_order AS o join set(id INT) AS s on o.id = s.id}",
         &[Value::from(&set)],
     )?;
     Ok(())

@@ -27,12 +27,13 @@ impl Payments {
 
 impl Participant for Payments {
     type Input = Purchase;
+    type Changes = ();
 
     fn read(&self, input: &Bytes) -> Result<Purchase, BadInput> {
         Purchase::from_input(input).map_err(|error| BadInput(Box::new(error)))
     }
 
-    fn act(&self, tx: &mut Tx<'_>, work: &[Work<'_, Purchase>]) -> Result<Vec<Outcome>, Error> {
+    fn act(&self, tx: &mut Tx<'_>, work: &[Work<'_, Purchase>], (): &mut ()) -> Result<Vec<Outcome>, Error> {
         let outcomes: Vec<Outcome> = work.iter().map(|work| self.decide(work.input)).collect();
         let taken = work.iter().zip(&outcomes).filter(|(_, outcome)| matches!(outcome, Outcome::Done(_)));
         store::insert(tx, taken.map(|(work, _)| payment(work)))?;
@@ -40,7 +41,7 @@ impl Participant for Payments {
     }
 
     /// No saga asks for this: the engine never compensates a pivot.
-    fn undo(&self, _: &mut Tx<'_>, work: &[Work<'_, Purchase>]) -> Result<Vec<Undone>, Error> {
+    fn undo(&self, _: &mut Tx<'_>, work: &[Work<'_, Purchase>], (): &mut ()) -> Result<Vec<Undone>, Error> {
         Ok(vec![Undone::Retry("a payment decides and is never undone".to_owned()); work.len()])
     }
 }

@@ -37,7 +37,7 @@ pub(crate) fn insert<'a>(
     tx.execute(
         "INSERT INTO payment (id, customer_id, currency_code, amount, created_at)
          SELECT s.id, s.customer_id, s.currency_code, s.amount, s.created_at
-         FROM {set(id INT, customer_id INT, currency_code TEXT, amount INT, created_at INT)} AS s",
+         {from set(id INT, customer_id INT, currency_code TEXT, amount INT, created_at INT) AS s}",
         &[Value::from(&set)],
     )?;
     Ok(())

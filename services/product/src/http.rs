@@ -3,6 +3,7 @@
 use aws_lc_rs::constant_time;
 use axum::Router;
 use axum::extract::{FromRequestParts, State};
+use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use http::header::AUTHORIZATION;
 use http::request::Parts;
@@ -11,6 +12,7 @@ use serde::{Deserialize, Serialize};
 use serve::error::ApiError;
 use serve::extract::{Id, Json, Page};
 
+use crate::cache::Facts;
 use crate::store::{self, Product};
 use crate::{CatalogWrite, MAX_AMOUNT, MAX_TEXT_CHARS, Service};
 
@@ -99,20 +101,28 @@ fn may_write(write: &CatalogWrite, headers: &HeaderMap) -> Result<(), ApiError> 
 }
 
 #[derive(Serialize)]
-struct Shown {
+struct Shown<'a> {
     id: u64,
-    name: String,
-    description: String,
-    brand_name: String,
+    name: &'a str,
+    description: &'a str,
+    brand_name: &'a str,
     price: i64,
     inventory: i64,
 }
 
-async fn show(State(service): State<Service>, Id(id): Id) -> Result<Json<Shown>, ApiError> {
-    let found = service.db.read(move |tx| store::by_id(tx, id)).await?;
-    let Product { id, name, description, brand_name, price, inventory } =
-        found.ok_or_else(|| ApiError::not_found("product not found"))?;
-    Ok(Json(Shown { id, name, description, brand_name, price, inventory }))
+async fn show(State(service): State<Service>, Id(id): Id) -> Result<Response, ApiError> {
+    let (facts, inventory) = match service.cache.get(id) {
+        Some(known) => known,
+        None => {
+            let before = service.cache.before(id);
+            let found = service.db.read(move |tx| store::by_id(tx, id)).await?;
+            let product = found.ok_or_else(|| ApiError::not_found("product not found"))?;
+            let (facts, inventory) = Facts::of(product);
+            (service.cache.read(before, facts, inventory), inventory)
+        }
+    };
+    let Facts { name, description, brand_name, price } = &*facts;
+    Ok(Json(Shown { id, name, description, brand_name, price: *price, inventory }).into_response())
 }
 
 #[derive(Serialize)]

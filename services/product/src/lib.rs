@@ -4,23 +4,27 @@
 //! reservation takes, its compensation gives back.
 //!
 //! What never happens: stock below zero, a cart that is reserved in part, stock given back twice, an answer from a
-//! copy that is older than the last purchase: every read is from the database.
+//! copy that is older than a purchase whose end anybody was told of.
 
+mod cache;
 mod http;
 mod stock;
 mod store;
+
+use std::collections::HashMap;
 
 use axum::Router;
 use bus::Bus;
 use db::Db;
 use db::ids::{ID_LEASE_TABLE, Ids, IdsError};
 use participant::barrier;
-use shop::calls::{CheckProducts, GetProducts, Unavailable};
+use shop::calls::{CheckProducts, GetProducts, ProductDetails, Unavailable};
 use shop::purchase::{INVENTORY_COMMANDS, ORCHESTRATOR};
 use telemetry::metrics::PubsubMetrics;
 use tokio_util::sync::CancellationToken;
 use wire::time::Clock;
 
+use cache::{Facts, ProductCache};
 use store::Product;
 
 /// The largest price and the largest inventory: what a JSON number carries through JavaScript, 2^53 - 1.
@@ -67,6 +71,7 @@ pub struct Parts {
 #[derive(Clone)]
 struct Service {
     db: Db,
+    cache: ProductCache,
     ids: Ids,
     write: CatalogWrite,
 }
@@ -84,9 +89,10 @@ pub struct ProductService {
 pub async fn start(parts: Parts) -> Result<ProductService, IdsError> {
     let Parts { db, bus, clock, write, metrics, settings } = parts;
     let ids = Ids::lease(db.clone(), clock.clone()).await?;
-    let service = Service { db: db.clone(), ids, write };
+    let cache = ProductCache::new();
+    let service = Service { db: db.clone(), cache: cache.clone(), ids, write };
     let stock = participant::Parts {
-        participant: stock::Stock,
+        participant: stock::Stock { cache },
         db,
         bus,
         commands: INVENTORY_COMMANDS,
@@ -106,16 +112,23 @@ impl ProductService {
 
     /// Answers which products exist, and at which price.
     pub fn check_products(&self) -> CheckProducts {
-        let db = self.service.db.clone();
+        let Service { db, cache, .. } = self.service.clone();
         CheckProducts::new(move |ids: Vec<u64>| {
-            let db = db.clone();
+            let (db, cache) = (db.clone(), cache.clone());
             async move {
-                let answer = db.read(move |tx| {
-                    let prices = store::prices(tx, &ids)?;
-                    let prices: std::collections::HashMap<u64, i64> = prices.into_iter().collect();
-                    Ok(ids.iter().map(|id| prices.get(id).copied()).collect())
-                });
-                answer.await.map_err(unavailable)
+                let prices: Vec<Option<i64>> = ids.iter().map(|id| cache.price(*id)).collect();
+                if prices.iter().all(Option::is_some) {
+                    return Ok(prices);
+                }
+                let found = db.read(move |tx| Ok((store::products(tx, &ids)?, ids))).await;
+                let (products, ids) = found.map_err(unavailable)?;
+                let mut prices = HashMap::with_capacity(products.len());
+                for product in products {
+                    let (id, (facts, _)) = (product.id, Facts::of(product));
+                    prices.insert(id, facts.price);
+                    cache.read_facts(id, facts);
+                }
+                Ok(ids.iter().map(|id| prices.get(id).copied()).collect())
             }
         })
     }
@@ -125,7 +138,16 @@ impl ProductService {
         let db = self.service.db.clone();
         GetProducts::new(move |ids: Vec<u64>| {
             let db = db.clone();
-            async move { db.read(move |tx| store::details(tx, &ids)).await.map_err(unavailable) }
+            async move {
+                let products = db.read(move |tx| store::products(tx, &ids)).await.map_err(unavailable)?;
+                let details = |Product { id, name, description, brand_name, .. }: Product| ProductDetails {
+                    id,
+                    name,
+                    description,
+                    brand_name,
+                };
+                Ok(products.into_iter().map(details).collect())
+            }
         })
     }
 

@@ -7,31 +7,52 @@ use db::{Error, Tx};
 use participant::{BadInput, Outcome, Participant, Undone, Work};
 use shop::purchase::Purchase;
 
+use crate::cache::ProductCache;
 use crate::store;
 
 /// Reserves and gives back.
-#[derive(Debug)]
-pub(crate) struct Stock;
+pub(crate) struct Stock {
+    /// Learns what is left, as soon as it is committed.
+    pub(crate) cache: ProductCache,
+}
 
 impl Participant for Stock {
     type Input = Purchase;
+    /// What is left of the products that were touched.
+    type Changes = BTreeMap<u64, i64>;
 
     fn read(&self, input: &Bytes) -> Result<Purchase, BadInput> {
         Purchase::from_input(input).map_err(|error| BadInput(Box::new(error)))
     }
 
-    fn act(&self, tx: &mut Tx<'_>, work: &[Work<'_, Purchase>]) -> Result<Vec<Outcome>, Error> {
+    fn act(
+        &self,
+        tx: &mut Tx<'_>,
+        work: &[Work<'_, Purchase>],
+        changes: &mut BTreeMap<u64, i64>,
+    ) -> Result<Vec<Outcome>, Error> {
         let mut shelf = Shelf::lock(tx, work)?;
         let outcomes = work.iter().map(|work| shelf.reserve(work.input)).collect();
         shelf.store(tx)?;
+        changes.extend(shelf.changed());
         Ok(outcomes)
     }
 
-    fn undo(&self, tx: &mut Tx<'_>, work: &[Work<'_, Purchase>]) -> Result<Vec<Undone>, Error> {
+    fn undo(
+        &self,
+        tx: &mut Tx<'_>,
+        work: &[Work<'_, Purchase>],
+        changes: &mut BTreeMap<u64, i64>,
+    ) -> Result<Vec<Undone>, Error> {
         let mut shelf = Shelf::lock(tx, work)?;
         let outcomes = work.iter().map(|work| shelf.give_back(work.input)).collect();
         shelf.store(tx)?;
+        changes.extend(shelf.changed());
         Ok(outcomes)
+    }
+
+    fn committed(&self, changes: BTreeMap<u64, i64>) {
+        self.cache.sold(changes.into_iter());
     }
 }
 
@@ -95,8 +116,11 @@ impl Shelf {
     }
 
     fn store(&self, tx: &mut Tx<'_>) -> Result<(), Error> {
-        let changed = self.left.iter().filter(|(_, left)| left.changed);
-        store::set_stock(tx, changed.map(|(id, left)| (*id, left.amount)))
+        store::set_stock(tx, self.changed())
+    }
+
+    fn changed(&self) -> impl Iterator<Item = (u64, i64)> {
+        self.left.iter().filter(|(_, left)| left.changed).map(|(id, left)| (*id, left.amount))
     }
 }
 

@@ -1,7 +1,6 @@
 //! The SQL of products and stock, one function a question.
 
-use db::{Error, Set, Tx, Value};
-use shop::calls::ProductDetails;
+use db::{Error, Row, Set, Tx, Value};
 
 /// A product as it is sold.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -45,17 +44,19 @@ pub(crate) fn by_id(tx: &mut Tx<'_>, id: u64) -> Result<Option<Product>, Error> 
     tx.query_opt(
         "SELECT id, name, description, brand_name, price, inventory FROM product WHERE id = ?",
         &[Value::from(id)],
-        |row| {
-            Ok(Product {
-                id: row.get(0)?,
-                name: row.get(1)?,
-                description: row.get(2)?,
-                brand_name: row.get(3)?,
-                price: row.get(4)?,
-                inventory: row.get(5)?,
-            })
-        },
+        product,
     )
+}
+
+fn product(row: &Row<'_>) -> Result<Product, Error> {
+    Ok(Product {
+        id: row.get(0)?,
+        name: row.get(1)?,
+        description: row.get(2)?,
+        brand_name: row.get(3)?,
+        price: row.get(4)?,
+        inventory: row.get(5)?,
+    })
 }
 
 pub(crate) fn list(tx: &mut Tx<'_>, offset: u64, size: u64) -> Result<Vec<Listed>, Error> {
@@ -66,26 +67,12 @@ pub(crate) fn list(tx: &mut Tx<'_>, offset: u64, size: u64) -> Result<Vec<Listed
     )
 }
 
-pub(crate) fn prices(tx: &mut Tx<'_>, ids: &[u64]) -> Result<Vec<(u64, i64)>, Error> {
+pub(crate) fn products(tx: &mut Tx<'_>, ids: &[u64]) -> Result<Vec<Product>, Error> {
     tx.query(
-        "SELECT p.id, p.price FROM {set(id INT)} AS s JOIN product p ON p.id = s.id",
+        "SELECT p.id, p.name, p.description, p.brand_name, p.price, p.inventory
+         {from set(id INT) AS s join product AS p on p.id = s.id}",
         &[Value::from(&id_set(ids.iter().copied()))],
-        |row| Ok((row.get(0)?, row.get(1)?)),
-    )
-}
-
-pub(crate) fn details(tx: &mut Tx<'_>, ids: &[u64]) -> Result<Vec<ProductDetails>, Error> {
-    tx.query(
-        "SELECT p.id, p.name, p.description, p.brand_name FROM {set(id INT)} AS s JOIN product p ON p.id = s.id",
-        &[Value::from(&id_set(ids.iter().copied()))],
-        |row| {
-            Ok(ProductDetails {
-                id: row.get(0)?,
-                name: row.get(1)?,
-                description: row.get(2)?,
-                brand_name: row.get(3)?,
-            })
-        },
+        product,
     )
 }
 
@@ -93,8 +80,7 @@ pub(crate) fn details(tx: &mut Tx<'_>, ids: &[u64]) -> Result<Vec<ProductDetails
 /// exist are left out. The ids must be sorted, so that two transactions lock in one order.
 pub(crate) fn lock_stock(tx: &mut Tx<'_>, ids: impl Iterator<Item = u64>) -> Result<Vec<(u64, i64)>, Error> {
     tx.query(
-        "SELECT p.id, p.inventory FROM {set(id INT)} AS s JOIN product p ON p.id = s.id
-         ORDER BY p.id {for update}",
+        "SELECT p.id, p.inventory {from set(id INT) AS s join product AS p on p.id = s.id} {for update}",
         &[Value::from(&id_set(ids))],
         |row| Ok((row.get(0)?, row.get(1)?)),
     )

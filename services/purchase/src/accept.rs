@@ -11,13 +11,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bus::{Bus, Envelope, EnvelopeId};
-use bytes::Bytes;
 use db::Db;
 use db::ids::Ids;
 use saga::Mode;
 use shop::purchase::{ORCHESTRATOR, PURCHASE_SAGA, PURCHASE_SAGA_VERSION, Purchase};
 use tokio::sync::{mpsc, oneshot};
-use wire::messages::{Carried, Start, ToOrchestrator};
+use wire::messages::{self, About};
 use wire::time::{Clock, UnixMillis};
 
 use crate::admission::Place;
@@ -228,7 +227,7 @@ impl Parts {
         }
         let frame = new
             .iter()
-            .map(|new| start_message(new.id, Mode::Execute, new.created_at, new.input.clone(), &new.trace))
+            .map(|new| start_message(new.id, Mode::Execute, new.created_at, &new.input, &new.trace))
             .collect();
         match self.bus.publish(ORCHESTRATOR, frame).await {
             Ok(()) => {
@@ -276,19 +275,12 @@ pub(crate) fn start_message(
     id: u64,
     mode: Mode,
     started_at: UnixMillis,
-    input: Bytes,
+    input: &[u8],
     trace: &str,
 ) -> Envelope {
-    let carried = Carried {
-        token: saga::Token { saga: id, mode, path: saga::Path::new() },
-        definition: PURCHASE_SAGA.to_owned(),
-        version: PURCHASE_SAGA_VERSION,
-        started_at,
-        input,
-        trace: Bytes::copy_from_slice(trace.as_bytes()),
-    };
-    let body = ToOrchestrator::Start(Start { carried }).encode();
-    Envelope { id: EnvelopeId::of(id, mode as u64), body }
+    let token = saga::Token { saga: id, mode, path: saga::Path::new() };
+    let about = About::new(PURCHASE_SAGA, PURCHASE_SAGA_VERSION, started_at, input, trace.as_bytes());
+    Envelope { id: EnvelopeId::of(id, mode as u64), body: messages::start(&token, &about) }
 }
 
 pub(crate) fn millis(duration: Duration) -> u64 {
@@ -301,7 +293,7 @@ mod tests {
 
     fn row(id: u64, customer_id: u64, key: Option<(&str, u8)>) -> NewPurchase {
         let key = key.map(|(key, hash)| Key { key: key.to_owned(), request_hash: [hash; 32] });
-        let (input, trace) = (Bytes::new(), String::new());
+        let (input, trace) = (bytes::Bytes::new(), String::new());
         NewPurchase { id, customer_id, key, input, trace, created_at: 0, deadline_at: 0, next_wake_at: 0 }
     }
 

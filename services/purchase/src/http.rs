@@ -41,9 +41,20 @@ const MAX_LISTED_FOR_OPERATOR: u32 = 1_000;
 /// How often a silent stream says that it is alive.
 const KEEP_ALIVE: Duration = Duration::from_secs(15);
 
-/// What the handlers work with.
+/// What the handlers work with. Every request gets a handle to it.
 #[derive(Clone)]
-pub(crate) struct Door {
+pub(crate) struct Door(Arc<Parts>);
+
+impl std::ops::Deref for Door {
+    type Target = Parts;
+
+    fn deref(&self) -> &Parts {
+        &self.0
+    }
+}
+
+/// The parts of a [`Door`].
+pub(crate) struct Parts {
     pub(crate) db: db::Db,
     pub(crate) clock: Clock,
     pub(crate) random: Random,
@@ -64,13 +75,13 @@ impl FromRef<Door> for Verifier {
     }
 }
 
-pub(crate) fn router(door: Door) -> Router {
+pub(crate) fn router(parts: Arc<Parts>) -> Router {
     Router::new()
         .route("/api/purchase", post(buy))
         .route("/api/purchase/result", get(results))
         .route("/api/purchase/{id}", get(show))
         .route("/api/purchases", get(list))
-        .with_state(door)
+        .with_state(Door(parts))
 }
 
 /// For the admin listener: what was left to an operator, and trying it again.
@@ -206,7 +217,7 @@ async fn results(
         // A number that was never given out comes from another database: it says nothing about this one.
         Some(_) | None => Cursor::after(look_back(&door, customer_id, announced).await?),
     };
-    let Door { db, definition, stop, .. } = door;
+    let (db, definition, stop) = (door.db.clone(), Arc::clone(&door.definition), door.stop.clone());
     let parts = stream::Parts { db, definition, customer_id, cursor, subscription, stop };
     let keep_alive = KeepAlive::new().interval(KEEP_ALIVE);
     let mut response = Sse::new(stream::events(parts)).keep_alive(keep_alive).into_response();

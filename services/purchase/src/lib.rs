@@ -49,6 +49,11 @@ pub const MIGRATIONS: &[db::Migration] = &[
         sql: include_str!("../migrations/sqlite/0001_purchase.sql"),
     },
     db::Migration { number: 2, name: "id_lease", sql: ID_LEASE_TABLE },
+    db::Migration {
+        number: 3,
+        name: "lifecycle",
+        sql: include_str!("../migrations/sqlite/0003_lifecycle.sql"),
+    },
 ];
 
 /// The service's settings.
@@ -154,7 +159,7 @@ pub enum StartError {
 
 /// The service, ready to be reached through its doors.
 pub struct PurchaseService {
-    door: http::Door,
+    door: Arc<http::Parts>,
     reconciler: reconcile::Reconciler,
     /// Purchases that were open when the service started.
     pub adopted: usize,
@@ -231,7 +236,7 @@ pub async fn start(parts: Parts) -> Result<(PurchaseService, Vec<Task>), StartEr
     };
     tasks.push(("purchase results", Box::pin(results::run(results, stop))));
 
-    let door = http::Door {
+    let door = Arc::new(http::Parts {
         db,
         clock,
         random,
@@ -244,7 +249,7 @@ pub async fn start(parts: Parts) -> Result<(PurchaseService, Vec<Task>), StartEr
         max_cart_lines: config.max_cart_lines,
         look_back: config.look_back,
         stop: stop_streams,
-    };
+    });
     Ok((PurchaseService { door, reconciler, adopted }, tasks))
 }
 
@@ -260,7 +265,7 @@ fn ended_well(result: Result<(), tokio::task::JoinError>) {
 impl PurchaseService {
     /// Its HTTP routes.
     pub fn router(&self) -> Router {
-        http::router(self.door.clone())
+        http::router(Arc::clone(&self.door))
     }
 
     /// Routes for the admin listener: what was left to an operator, and trying it again.

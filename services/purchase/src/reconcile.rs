@@ -16,7 +16,7 @@ use saga::Mode;
 use shop::purchase::{INVENTORY_COMMANDS, ORCHESTRATOR, ORDER_COMMANDS, PAYMENT_COMMANDS, PurchaseStep};
 use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
-use wire::messages::{Purge, ToParticipant, encode_path};
+use wire::messages::{self, encode_path};
 use wire::time::{Clock, UnixMillis};
 
 use crate::accept::{millis, start_message};
@@ -132,6 +132,7 @@ impl Reconciler {
 
     /// Replays what is due, page by page, as long as the bus has room to spare.
     async fn reconcile(&self, stop: &CancellationToken) -> Result<(), db::Error> {
+        let mut after = 0;
         while !stop.is_cancelled() {
             let limits = self.bus.limits();
             let room = limits.queue_envelopes / 2;
@@ -141,8 +142,9 @@ impl Reconciler {
             }
             // A page is one frame, and it fits: what is refused would have been tried in vain.
             let page = PAGE_PURCHASES.min(limits.frame_envelopes).min(room).max(1);
-            if self.replay_page(page).await? < page {
-                break;
+            match self.replay_page(after, page).await? {
+                Some(last) => after = last,
+                None => break,
             }
         }
         let parked = self.db.read(store::count_left_to_operator).await?;
@@ -152,8 +154,8 @@ impl Reconciler {
         Ok(())
     }
 
-    /// Replays one page of what is due; returns how many there were.
-    async fn replay_page(&self, purchases: usize) -> Result<usize, db::Error> {
+    /// Replays one page of what is due, behind this id; returns the last id of a full page, behind which there may be more.
+    async fn replay_page(&self, after: u64, purchases: usize) -> Result<Option<u64>, db::Error> {
         let limit = u32::try_from(purchases).unwrap_or(u32::MAX);
         let now = self.clock.now();
         let settings = self.settings;
@@ -163,15 +165,15 @@ impl Reconciler {
             let next = settings.judge(&due, now);
             (due, next)
         };
-        let due = self.db.read(move |tx| store::due(tx, now, horizon, limit)).await?;
+        let due = self.db.read(move |tx| store::due(tx, now, horizon, after, limit)).await?;
         if due.is_empty() {
-            return Ok(0);
+            return Ok(None);
         }
         let paths = self.paths_to_keep(due.into_iter().map(judge).collect()).await;
         let judged: Vec<(Due, Next)> = self
             .db
             .write(move |tx| {
-                let due = store::due(tx, now, horizon, limit)?;
+                let due = store::due(tx, now, horizon, after, limit)?;
                 let judged: Vec<_> = due.into_iter().map(judge).collect();
                 let postponed = judged.iter().filter_map(|(due, next)| match next {
                     Next::Start { next_wake_at, tries, .. } => Some((due.id, *next_wake_at, *tries)),
@@ -184,10 +186,10 @@ impl Reconciler {
             })
             .await?;
         failpoint::hit("purchase.reconcile.committed");
-        let count = judged.len();
+        let last = judged.last().map(|(due, _)| due.id).filter(|_| judged.len() == purchases);
         self.let_go(&judged).await;
         self.publish(judged).await;
-        Ok(count)
+        Ok(last)
     }
 
     /// How far those have come that are to be left to an operator: the operator and the customer want to see it.
@@ -215,7 +217,7 @@ impl Reconciler {
         for (due, next) in judged {
             let Next::Start { mode, .. } = next else { continue };
             tracing::debug!(purchase = due.id, trace = due.trace, ?mode, tries = due.tries, "replaying");
-            frame.push(start_message(due.id, mode, due.created_at, due.input.into(), &due.trace));
+            frame.push(start_message(due.id, mode, due.created_at, &due.input, &due.trace));
         }
         let count = frame.len();
         if let Err(refused) = self.bus.publish(ORCHESTRATOR, frame).await {
@@ -258,7 +260,7 @@ impl Reconciler {
         let steps =
             [PurchaseStep::UpdateProductInventory, PurchaseStep::CreateOrder, PurchaseStep::CreatePayment];
         for step in steps {
-            let body = ToParticipant::Purge(Purge { below }).encode();
+            let body = messages::purge(below);
             let envelope = Envelope { id: EnvelopeId::of(below, u64::MAX), body };
             if let Err(refused) = self.bus.publish(step.commands(), vec![envelope]).await {
                 tracing::debug!(%refused, "a participant was not told what it may forget");

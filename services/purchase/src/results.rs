@@ -137,7 +137,7 @@ impl Parts {
     fn understand(&self, delivery: &Delivery) -> Result<(u64, Position, Path), String> {
         let Progress { carried } =
             Progress::decode(delivery.envelope.body.clone()).map_err(|error| error.to_string())?;
-        let (name, version) = (carried.definition.as_str(), carried.version);
+        let (name, version) = (carried.about.definition(), carried.about.version());
         if (name, version) != (self.definition.name(), self.definition.version()) {
             return Err(format!("no definition {name:?} version {version} is known here"));
         }
@@ -235,12 +235,15 @@ fn finish(reported: &Reported) -> Finish {
 
 /// Ends those purchases that have not ended. One answer for each, in their order.
 fn write(tx: &mut db::Tx<'_>, finishes: &[Finish]) -> Result<Vec<Written>, db::Error> {
-    let known: HashMap<u64, store::Known> = store::known(tx, finishes.iter().map(|finish| finish.id))?
-        .into_iter()
-        .map(|known| (known.id, known))
-        .collect();
-    let open = |finish: &&Finish| known.get(&finish.id).is_some_and(|known| !known.state.is_terminal());
-    let ending: Vec<Finish> = finishes.iter().filter(open).cloned().collect();
+    let ids: Vec<u64> = finishes.iter().map(|finish| finish.id).collect();
+    let known: HashMap<u64, store::Known> =
+        store::known(tx, &ids)?.into_iter().map(|known| (known.id, known)).collect();
+    let open = |finish: &'_ Finish| {
+        let known = known.get(&finish.id).filter(|known| !known.state.is_terminal());
+        known.map(|known| known.customer_id)
+    };
+    let ending: Vec<(u64, &Finish)> =
+        finishes.iter().filter_map(|finish| Some((open(finish)?, finish))).collect();
     let mut number = if ending.is_empty() { 0 } else { store::finish(tx, &ending)? };
     let written = finishes.iter().map(|finish| match known.get(&finish.id) {
         None => Written::Unknown,

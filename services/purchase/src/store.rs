@@ -1,6 +1,6 @@
 //! The SQL of purchases, one function a question.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use db::{Error, Row, Set, Tx, Value};
 use wire::time::UnixMillis;
@@ -48,8 +48,8 @@ pub(crate) fn by_keys<'a>(
     }
     let rows = tx.query(
         "SELECT p.customer_id, p.idempotency_key, p.id, p.request_hash
-         FROM {set(customer_id INT, k TEXT)} AS s
-         JOIN purchase p ON p.customer_id = s.customer_id AND p.idempotency_key = s.k",
+         {from set(customer_id INT, k TEXT) AS s
+          join purchase_accepted AS p on p.customer_id = s.customer_id AND p.idempotency_key = s.k}",
         &[Value::from(&set)],
         |row| Ok(((row.get(0)?, row.get(1)?), Earlier { id: row.get(2)?, request_hash: row.get(3)? })),
     )?;
@@ -60,9 +60,9 @@ pub(crate) fn insert<'a>(
     tx: &mut Tx<'_>,
     purchases: impl Iterator<Item = &'a NewPurchase>,
 ) -> Result<(), Error> {
-    let mut set = Set::new();
+    let (mut accepted, mut open) = (Set::new(), Set::new());
     for new in purchases {
-        set.push(&[
+        accepted.push(&[
             Value::from(new.id),
             Value::from(new.customer_id),
             Value::from(new.key.as_ref().map(|key| key.key.as_str())),
@@ -71,20 +71,30 @@ pub(crate) fn insert<'a>(
             Value::from(&new.trace),
             Value::from(new.created_at),
             Value::from(new.deadline_at),
+        ]);
+        open.push(&[
+            Value::from(new.id),
+            Value::from(new.customer_id),
+            Value::from(new.created_at),
             Value::from(new.next_wake_at),
         ]);
     }
-    if set.is_empty() {
+    if accepted.is_empty() {
         return Ok(());
     }
     tx.execute(
-        "INSERT INTO purchase (id, customer_id, idempotency_key, request_hash, state, input, trace,
-                               created_at, deadline_at, next_wake_at, tries)
-         SELECT s.id, s.customer_id, s.k, s.hash, 0, s.input, s.trace,
-                s.created_at, s.deadline_at, s.next_wake_at, 0
-         FROM {set(id INT, customer_id INT, k TEXT, hash BLOB, input BLOB, trace TEXT,
-                   created_at INT, deadline_at INT, next_wake_at INT)} AS s",
-        &[Value::from(&set)],
+        "INSERT INTO purchase_accepted (id, customer_id, idempotency_key, request_hash, input, trace,
+                                        created_at, deadline_at)
+         SELECT s.id, s.customer_id, s.k, s.hash, s.input, s.trace, s.created_at, s.deadline_at
+         {from set(id INT, customer_id INT, k TEXT, hash BLOB, input BLOB, trace TEXT,
+                   created_at INT, deadline_at INT) AS s}",
+        &[Value::from(&accepted)],
+    )?;
+    tx.execute(
+        "INSERT INTO purchase_open (id, customer_id, created_at, state, next_wake_at, tries)
+         SELECT s.id, s.customer_id, s.created_at, 0, s.next_wake_at, 0
+         {from set(id INT, customer_id INT, created_at INT, next_wake_at INT) AS s}",
+        &[Value::from(&open)],
     )?;
     Ok(())
 }
@@ -98,21 +108,35 @@ pub(crate) struct Known {
     pub(crate) path: Option<Vec<u8>>,
 }
 
-pub(crate) fn known(tx: &mut Tx<'_>, ids: impl Iterator<Item = u64>) -> Result<Vec<Known>, Error> {
-    tx.query(
+/// What is open is asked for first: nearly always that is all of them, and it is a small table.
+pub(crate) fn known(tx: &mut Tx<'_>, ids: &[u64]) -> Result<Vec<Known>, Error> {
+    let mut known = tx.query(
         "SELECT p.id, p.customer_id, p.state, p.created_at, p.path
-         FROM {set(id INT)} AS s JOIN purchase p ON p.id = s.id ORDER BY p.id {for update}",
-        &[Value::from(&ids_set(ids))],
-        |row| {
-            Ok(Known {
-                id: row.get(0)?,
-                customer_id: row.get(1)?,
-                state: state(row, 2)?,
-                created_at: row.get(3)?,
-                path: row.get(4)?,
-            })
-        },
-    )
+         {from set(id INT) AS s join purchase_open AS p on p.id = s.id} {for update}",
+        &[Value::from(&ids_set(ids.iter().copied()))],
+        known_row,
+    )?;
+    if known.len() < ids.len() {
+        let open: HashSet<u64> = known.iter().map(|known| known.id).collect();
+        let others = ids.iter().copied().filter(|id| !open.contains(id));
+        known.extend(tx.query(
+            "SELECT p.id, p.customer_id, p.state, p.created_at, p.path
+             {from set(id INT) AS s join purchase AS p on p.id = s.id}",
+            &[Value::from(&ids_set(others))],
+            known_row,
+        )?);
+    }
+    Ok(known)
+}
+
+fn known_row(row: &Row<'_>) -> Result<Known, Error> {
+    Ok(Known {
+        id: row.get(0)?,
+        customer_id: row.get(1)?,
+        state: state(row, 2)?,
+        created_at: row.get(3)?,
+        path: row.get(4)?,
+    })
 }
 
 /// How a purchase ended.
@@ -125,37 +149,81 @@ pub(crate) struct Finish {
     pub(crate) path: Vec<u8>,
 }
 
-/// Ends purchases, in this order, and returns the number that the first of them gets; the others get the ones behind it.
-pub(crate) fn finish(tx: &mut Tx<'_>, finishes: &[Finish]) -> Result<u64, Error> {
+/// Purchases that have ended are listed by customer when there are so many more of them: then a page of that list takes
+/// several, where one by one each would write a page of its own. Whoever asks for a customer's purchases reads so many rows
+/// at most to find the newest.
+const LIST_BEHIND: u64 = 2_048;
+
+/// Ends open purchases of these customers, in this order, and returns the number that the first of them gets; the others get
+/// the ones behind it.
+pub(crate) fn finish(tx: &mut Tx<'_>, finishes: &[(u64, &Finish)]) -> Result<u64, Error> {
     let count = finishes.len() as u64;
     tx.execute("UPDATE purchase_finish SET no = no + ? WHERE only = 1", &[Value::from(count)])?;
-    let last = last_finished_no(tx)?;
+    let Numbers { last, indexed } = numbers(tx)?;
     let first = last + 1 - count;
     let mut set = Set::new();
-    for (number, finish) in (first..).zip(finishes) {
+    for (number, (customer_id, finish)) in (first..).zip(finishes) {
         set.push(&[
+            Value::from(number),
             Value::from(finish.id),
+            Value::from(*customer_id),
             Value::from(finish.state.number()),
             Value::from(finish.finished_at),
-            Value::from(number),
             Value::from(finish.reason.as_deref()),
             Value::from(&finish.path),
         ]);
     }
     tx.execute(
-        "{update purchase AS p
-          join set(id INT, state INT, finished_at INT, finished_no INT, reason TEXT, path BLOB) AS s on p.id = s.id
-          set state = s.state, next_wake_at = NULL, finished_at = s.finished_at, finished_no = s.finished_no,
-              reason = s.reason, path = s.path}",
+        "INSERT INTO purchase_ended (finished_no, id, customer_id, state, finished_at, reason, path)
+         SELECT s.no, s.id, s.customer_id, s.state, s.finished_at, s.reason, s.path
+         {from set(no INT, id INT, customer_id INT, state INT, finished_at INT, reason TEXT, path BLOB) AS s}",
         &[Value::from(&set)],
     )?;
+    tx.execute(
+        "{delete from purchase_open AS p join set(id INT) AS s on p.id = s.id}",
+        &[Value::from(&ids_set(finishes.iter().map(|(_, finish)| finish.id)))],
+    )?;
+    if last - indexed >= LIST_BEHIND {
+        list_by_customer(tx, indexed, last)?;
+    }
     Ok(first)
+}
+
+/// Lists what ended behind `after`, up to `last`, by customer.
+fn list_by_customer(tx: &mut Tx<'_>, after: u64, last: u64) -> Result<(), Error> {
+    let range = [Value::from(after), Value::from(last)];
+    tx.execute(
+        "INSERT INTO customer_purchase (customer_id, id)
+         SELECT customer_id, id FROM purchase_ended WHERE finished_no > ? AND finished_no <= ?
+         ORDER BY customer_id, id",
+        &range,
+    )?;
+    tx.execute(
+        "INSERT INTO customer_ended (customer_id, finished_no)
+         SELECT customer_id, finished_no FROM purchase_ended WHERE finished_no > ? AND finished_no <= ?
+         ORDER BY customer_id, finished_no",
+        &range,
+    )?;
+    tx.execute("UPDATE purchase_finish SET indexed = ? WHERE only = 1", &[Value::from(last)])?;
+    Ok(())
+}
+
+/// The order of ends: the last number given out, and the one up to which purchases are listed by customer.
+struct Numbers {
+    last: u64,
+    indexed: u64,
+}
+
+fn numbers(tx: &mut Tx<'_>) -> Result<Numbers, Error> {
+    let numbers = tx.query_opt("SELECT no, indexed FROM purchase_finish WHERE only = 1", &[], |row| {
+        Ok(Numbers { last: row.get(0)?, indexed: row.get(1)? })
+    })?;
+    Ok(numbers.unwrap_or(Numbers { last: 0, indexed: 0 }))
 }
 
 /// The number of the purchase that ended last; 0 when none has.
 pub(crate) fn last_finished_no(tx: &mut Tx<'_>) -> Result<u64, Error> {
-    let no = tx.query_opt("SELECT no FROM purchase_finish WHERE only = 1", &[], |row| row.get(0))?;
-    Ok(no.unwrap_or(0))
+    Ok(numbers(tx)?.last)
 }
 
 /// An open purchase, as far as it must be known to count and to watch it.
@@ -169,11 +237,8 @@ pub(crate) struct OpenPurchase {
 /// Makes every open purchase due, with all its tries before it, and returns them all. For a start: whatever was under way
 /// is lost.
 pub(crate) fn wake_all(tx: &mut Tx<'_>, now: UnixMillis) -> Result<Vec<OpenPurchase>, Error> {
-    tx.execute(
-        "UPDATE purchase SET next_wake_at = ?, tries = 0 WHERE next_wake_at IS NOT NULL",
-        &[Value::from(now)],
-    )?;
-    tx.query("SELECT id, customer_id, created_at FROM purchase WHERE next_wake_at IS NOT NULL", &[], |row| {
+    tx.execute("UPDATE purchase_open SET next_wake_at = ?, tries = 0 WHERE state = 0", &[Value::from(now)])?;
+    tx.query("SELECT id, customer_id, created_at FROM purchase_open WHERE state = 0", &[], |row| {
         Ok(OpenPurchase { id: row.get(0)?, customer_id: row.get(1)?, created_at: row.get(2)? })
     })
 }
@@ -191,17 +256,20 @@ pub(crate) struct Due {
     pub(crate) tries: u32,
 }
 
-/// What is due: now, or later than `horizon`, where nothing is.
+/// What is due: now, or later than `horizon`, where nothing is. By id, behind `after`.
 pub(crate) fn due(
     tx: &mut Tx<'_>,
     now: UnixMillis,
     horizon: UnixMillis,
+    after: u64,
     limit: u32,
 ) -> Result<Vec<Due>, Error> {
     tx.query(
-        "SELECT id, customer_id, input, trace, created_at, deadline_at, next_wake_at, tries FROM purchase
-         WHERE next_wake_at <= ? OR next_wake_at > ? ORDER BY next_wake_at LIMIT ? {for update}",
-        &[Value::from(now), Value::from(horizon), Value::from(limit)],
+        "SELECT o.id, o.customer_id, a.input, a.trace, o.created_at, a.deadline_at, o.next_wake_at, o.tries
+         FROM purchase_open AS o JOIN purchase_accepted AS a ON a.id = o.id
+         WHERE o.id > ? AND o.state = 0 AND (o.next_wake_at <= ? OR o.next_wake_at > ?)
+         ORDER BY o.id LIMIT ? {for update}",
+        &[Value::from(after), Value::from(now), Value::from(horizon), Value::from(limit)],
         |row| {
             Ok(Due {
                 id: row.get(0)?,
@@ -230,7 +298,7 @@ pub(crate) fn postpone(
         return Ok(());
     }
     tx.execute(
-        "{update purchase AS p join set(id INT, next_wake_at INT, tries INT) AS s on p.id = s.id
+        "{update purchase_open AS p join set(id INT, next_wake_at INT, tries INT) AS s on p.id = s.id
           set next_wake_at = s.next_wake_at, tries = s.tries}",
         &[Value::from(&set)],
     )?;
@@ -251,7 +319,7 @@ pub(crate) fn give_up<'a>(
         return Ok(());
     }
     tx.execute(
-        "{update purchase AS p join set(id INT, path BLOB, reason TEXT) AS s on p.id = s.id
+        "{update purchase_open AS p join set(id INT, path BLOB, reason TEXT) AS s on p.id = s.id
           set state = 4, next_wake_at = NULL, path = s.path, reason = s.reason}",
         &[Value::from(&set)],
     )?;
@@ -261,7 +329,7 @@ pub(crate) fn give_up<'a>(
 /// A purchase that was left to an operator, if it is one.
 pub(crate) fn left_to_operator_as(tx: &mut Tx<'_>, id: u64) -> Result<Option<OpenPurchase>, Error> {
     tx.query_opt(
-        "SELECT id, customer_id, created_at FROM purchase WHERE id = ? AND state = 4",
+        "SELECT id, customer_id, created_at FROM purchase_open WHERE id = ? AND state = 4",
         &[Value::from(id)],
         |row| Ok(OpenPurchase { id: row.get(0)?, customer_id: row.get(1)?, created_at: row.get(2)? }),
     )
@@ -270,7 +338,7 @@ pub(crate) fn left_to_operator_as(tx: &mut Tx<'_>, id: u64) -> Result<Option<Ope
 /// Opens a purchase again that was left to an operator; false if it is not such a one.
 pub(crate) fn retry(tx: &mut Tx<'_>, id: u64, now: UnixMillis) -> Result<bool, Error> {
     let changed = tx.execute(
-        "UPDATE purchase SET state = 0, next_wake_at = ?, tries = 0, reason = NULL WHERE id = ? AND state = 4",
+        "UPDATE purchase_open SET state = 0, next_wake_at = ?, tries = 0, reason = NULL WHERE id = ? AND state = 4",
         &[Value::from(now), Value::from(id)],
     )?;
     Ok(changed > 0)
@@ -287,8 +355,7 @@ pub(crate) struct LeftToOperator {
 /// Purchases left to an operator, oldest first.
 pub(crate) fn left_to_operator(tx: &mut Tx<'_>, limit: u32) -> Result<Vec<LeftToOperator>, Error> {
     tx.query(
-        "SELECT id, customer_id, created_at, reason FROM purchase
-         WHERE finished_no IS NULL AND state = 4 ORDER BY id LIMIT ?",
+        "SELECT id, customer_id, created_at, reason FROM purchase_open WHERE state = 4 ORDER BY id LIMIT ?",
         &[Value::from(limit)],
         |row| {
             Ok(LeftToOperator {
@@ -303,20 +370,14 @@ pub(crate) fn left_to_operator(tx: &mut Tx<'_>, limit: u32) -> Result<Vec<LeftTo
 
 /// How many purchases are left to an operator.
 pub(crate) fn count_left_to_operator(tx: &mut Tx<'_>) -> Result<u64, Error> {
-    let count =
-        tx.query_opt("SELECT COUNT(*) FROM purchase WHERE finished_no IS NULL AND state = 4", &[], |row| {
-            row.get(0)
-        })?;
+    let count = tx.query_opt("SELECT COUNT(*) FROM purchase_open WHERE state = 4", &[], |row| row.get(0))?;
     Ok(count.unwrap_or(0))
 }
 
 /// An id below which every purchase has ended.
 pub(crate) fn all_ended_below(tx: &mut Tx<'_>) -> Result<u64, Error> {
-    let oldest =
-        tx.query_opt("SELECT id FROM purchase WHERE finished_no IS NULL ORDER BY id LIMIT 1", &[], |row| {
-            row.get(0)
-        })?;
-    let above_all = "SELECT id + 1 FROM purchase ORDER BY id DESC LIMIT 1";
+    let oldest = tx.query_opt("SELECT id FROM purchase_open ORDER BY id LIMIT 1", &[], |row| row.get(0))?;
+    let above_all = "SELECT id + 1 FROM purchase_accepted ORDER BY id DESC LIMIT 1";
     match oldest {
         Some(id) => Ok(id),
         None => Ok(tx.query_opt(above_all, &[], |row| row.get(0))?.unwrap_or(0)),
@@ -357,12 +418,53 @@ pub(crate) fn by_id(tx: &mut Tx<'_>, id: u64, customer_id: u64) -> Result<Option
 
 /// A customer's purchases, newest first.
 pub(crate) fn list(tx: &mut Tx<'_>, customer_id: u64, offset: u64, size: u64) -> Result<Vec<Shown>, Error> {
+    let mut recent = not_listed_yet(tx, customer_id)?;
+    recent.sort_unstable_by(|one, other| other.cmp(one));
+    let ahead = recent.len() as u64;
+    // At most all of the recent ones stand before a listed one, so the page lies within these.
+    let skipped = offset.saturating_sub(ahead);
+    let listed = tx.query(
+        "SELECT id FROM customer_purchase WHERE customer_id = ? ORDER BY id DESC LIMIT ? OFFSET ?",
+        &[Value::from(customer_id), Value::from(size.saturating_add(ahead)), Value::from(skipped)],
+        |row| row.get(0),
+    )?;
+    let page = page(&recent, &listed, skipped, offset, size);
     tx.query(
-        "SELECT id, state, input, created_at, finished_at, reason, path FROM purchase
-         WHERE customer_id = ? ORDER BY id DESC LIMIT ? OFFSET ?",
-        &[Value::from(customer_id), Value::from(size), Value::from(offset)],
+        "SELECT p.id, p.state, p.input, p.created_at, p.finished_at, p.reason, p.path
+         {from set(id INT) AS s join purchase AS p on p.id = s.id}",
+        &[Value::from(&ids_set(page.into_iter()))],
         shown,
     )
+}
+
+/// A customer's purchases that are open or ended too recently to be listed by customer. Bounded by what may be open, and by
+/// [`LIST_BEHIND`].
+fn not_listed_yet(tx: &mut Tx<'_>, customer_id: u64) -> Result<Vec<u64>, Error> {
+    let customer = [Value::from(customer_id)];
+    let mut ids =
+        tx.query("SELECT id FROM purchase_open WHERE customer_id = ?", &customer, |row| row.get(0))?;
+    ids.extend(tx.query(
+        "SELECT id FROM purchase_ended
+         WHERE finished_no > (SELECT indexed FROM purchase_finish WHERE only = 1) AND customer_id = ?",
+        &customer,
+        |row| row.get::<u64>(0),
+    )?);
+    Ok(ids)
+}
+
+/// The page at `offset` of two descending lists merged, given all of `recent` and what of `listed` follows its first `skipped`
+/// entries. These are so few that no entry of the page stands before them.
+fn page(recent: &[u64], listed: &[u64], skipped: u64, offset: u64, size: u64) -> Vec<u64> {
+    let top = if skipped == 0 { u64::MAX } else { listed.first().copied().unwrap_or(u64::MAX) };
+    let before = recent.iter().filter(|id| skipped > 0 && **id > top).count();
+    let mut merged: Vec<u64> = recent[before..].iter().chain(listed).copied().collect();
+    merged.sort_unstable_by(|one, other| other.cmp(one));
+    let from = offset - skipped - before as u64;
+    merged
+        .into_iter()
+        .skip(usize::try_from(from).unwrap_or(usize::MAX))
+        .take(usize::try_from(size).unwrap_or(usize::MAX))
+        .collect()
 }
 
 /// A purchase that has ended, for a customer's event stream.
@@ -381,19 +483,29 @@ pub(crate) fn finished_between(
     up_to: u64,
     limit: u32,
 ) -> Result<Vec<Finished>, Error> {
-    tx.query(
-        "SELECT id, finished_no, created_at, path FROM purchase
-         WHERE customer_id = ? AND finished_no > ? AND finished_no <= ? ORDER BY finished_no LIMIT ?",
+    let finished = |row: &Row<'_>| {
+        Ok(Finished { id: row.get(0)?, finished_no: row.get(1)?, created_at: row.get(2)?, path: row.get(3)? })
+    };
+    let mut page = tx.query(
+        "SELECT e.id, e.finished_no, a.created_at, e.path FROM customer_ended AS c
+         JOIN purchase_ended AS e ON e.finished_no = c.finished_no
+         JOIN purchase_accepted AS a ON a.id = e.id
+         WHERE c.customer_id = ? AND c.finished_no > ? AND c.finished_no <= ? ORDER BY c.finished_no LIMIT ?",
         &[Value::from(customer_id), Value::from(after), Value::from(up_to), Value::from(limit)],
-        |row| {
-            Ok(Finished {
-                id: row.get(0)?,
-                finished_no: row.get(1)?,
-                created_at: row.get(2)?,
-                path: row.get(3)?,
-            })
-        },
-    )
+        finished,
+    )?;
+    let rest = limit - u32::try_from(page.len()).unwrap_or(limit);
+    if rest > 0 {
+        let after = numbers(tx)?.indexed.max(after);
+        page.extend(tx.query(
+            "SELECT e.id, e.finished_no, a.created_at, e.path
+             FROM purchase_ended AS e JOIN purchase_accepted AS a ON a.id = e.id
+             WHERE e.finished_no > ? AND e.finished_no <= ? AND e.customer_id = ? ORDER BY e.finished_no LIMIT ?",
+            &[Value::from(after), Value::from(up_to), Value::from(customer_id), Value::from(rest)],
+            finished,
+        )?);
+    }
+    Ok(page)
 }
 
 /// Among a customer's last `limit` purchases that ended, the smallest finish number of those that ended at `since` or
@@ -404,12 +516,22 @@ pub(crate) fn first_finished_since(
     since: UnixMillis,
     limit: u32,
 ) -> Result<Option<u64>, Error> {
-    let recent = tx.query(
-        "SELECT finished_no, finished_at FROM purchase
-         WHERE customer_id = ? AND finished_no IS NOT NULL ORDER BY finished_no DESC LIMIT ?",
+    let numbered = |row: &Row<'_>| Ok((row.get::<u64>(0)?, row.get::<u64>(1)?));
+    let mut recent = tx.query(
+        "SELECT finished_no, finished_at FROM purchase_ended
+         WHERE finished_no > (SELECT indexed FROM purchase_finish WHERE only = 1) AND customer_id = ?
+         ORDER BY finished_no DESC LIMIT ?",
         &[Value::from(customer_id), Value::from(limit)],
-        |row| Ok((row.get::<u64>(0)?, row.get::<u64>(1)?)),
+        numbered,
     )?;
+    let rest = limit - u32::try_from(recent.len()).unwrap_or(limit);
+    recent.extend(tx.query(
+        "SELECT e.finished_no, e.finished_at FROM customer_ended AS c
+         JOIN purchase_ended AS e ON e.finished_no = c.finished_no
+         WHERE c.customer_id = ? ORDER BY c.finished_no DESC LIMIT ?",
+        &[Value::from(customer_id), Value::from(rest)],
+        numbered,
+    )?);
     Ok(recent.into_iter().filter(|(_, finished_at)| *finished_at >= since).map(|(no, _)| no).min())
 }
 
@@ -428,4 +550,26 @@ fn state(row: &Row<'_>, index: usize) -> Result<State, Error> {
         expected: "a purchase's state",
         found: number.to_string(),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_page_of_two_lists_is_the_page_of_their_merge() {
+        // Every way to deal out eight ids to the two lists, every page of each.
+        for dealt in 0_u32..256 {
+            let (recent, listed): (Vec<u64>, Vec<u64>) = (0..8).rev().partition(|id| dealt >> id & 1 == 1);
+            let merged: Vec<u64> = (0..8).rev().collect();
+            for (offset, size) in (0..10).flat_map(|offset| (1..4).map(move |size| (offset, size))) {
+                let ahead = recent.len();
+                let skipped = usize::saturating_sub(offset, ahead);
+                let window: Vec<u64> = listed.iter().skip(skipped).take(size + ahead).copied().collect();
+                let expected: Vec<u64> = merged.iter().skip(offset).take(size).copied().collect();
+                let page = page(&recent, &window, skipped as u64, offset as u64, size as u64);
+                assert_eq!(page, expected, "recent {recent:?}, offset {offset}, size {size}");
+            }
+        }
+    }
 }

@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex};
 use bytes::Bytes;
 use db::{Db, Error, Migration, Tx, Value};
 use participant::{Answer, BadInput, Command, Outcome, Participant, Undone, Work, barrier, handle};
-use saga::{Phase, StepIndex};
+use saga::{Mode, Phase, StepIndex, Token};
 use wire::messages::Recorded;
 use wire::time::UnixMillis;
 
@@ -83,6 +83,7 @@ fn count(tx: &mut Tx<'_>, work: &Work<'_, Input>, undo: bool) -> Result<(), Erro
 
 impl Participant for Counting {
     type Input = Input;
+    type Changes = ();
 
     fn read(&self, input: &Bytes) -> Result<Input, BadInput> {
         match &input[..] {
@@ -95,7 +96,7 @@ impl Participant for Counting {
         }
     }
 
-    fn act(&self, tx: &mut Tx<'_>, work: &[Work<'_, Input>]) -> Result<Vec<Outcome>, Error> {
+    fn act(&self, tx: &mut Tx<'_>, work: &[Work<'_, Input>], (): &mut ()) -> Result<Vec<Outcome>, Error> {
         let mut outcomes = Vec::with_capacity(work.len());
         for work in work {
             outcomes.push(match work.input {
@@ -116,7 +117,7 @@ impl Participant for Counting {
         Ok(outcomes)
     }
 
-    fn undo(&self, tx: &mut Tx<'_>, work: &[Work<'_, Input>]) -> Result<Vec<Undone>, Error> {
+    fn undo(&self, tx: &mut Tx<'_>, work: &[Work<'_, Input>], (): &mut ()) -> Result<Vec<Undone>, Error> {
         for work in work {
             count(tx, work, true)?;
         }
@@ -150,7 +151,12 @@ impl Drop for Folder {
 
 /// A command without a path.
 pub fn command(saga: u64, step: u8, phase: Phase, input: Input) -> Command<Input> {
-    Command { saga, step: StepIndex(step), phase, path: saga::Path::new(), input }
+    Command {
+        token: Token { saga, mode: Mode::Execute, path: saga::Path::new() },
+        step: StepIndex(step),
+        phase,
+        input,
+    }
 }
 
 /// Handles a batch in a transaction of its own.
@@ -161,7 +167,7 @@ pub async fn batch(
     now: UnixMillis,
 ) -> Result<Vec<Answer>, Error> {
     let participant = participant.clone();
-    db.write(move |tx| handle(&participant, tx, &commands, now)).await
+    db.write(move |tx| handle(&participant, tx, &commands, now, &mut ())).await
 }
 
 /// How often a step has had its effect, and how often it was undone.
