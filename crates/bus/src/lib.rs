@@ -43,6 +43,7 @@
 //! envelope is ready. No queue, list or frame grows past its limit.
 
 mod embedded;
+mod pace;
 
 use std::fmt;
 use std::time::Duration;
@@ -50,6 +51,7 @@ use std::time::Duration;
 use bytes::Bytes;
 
 pub use embedded::Embedded;
+pub use pace::Pace;
 
 /// The longest delay of [`Verdict::Retry`]; a longer one is cut to it.
 pub const RETRY_DELAY_MAX: Duration = Duration::from_secs(24 * 60 * 60);

@@ -7,7 +7,7 @@
 //! |---|---|---|
 //! | `{for update}` | nothing: a writer is alone | `FOR UPDATE` |
 //! | `{insert ignore}` | `INSERT OR IGNORE` | `INSERT IGNORE` |
-//! | `{from set(id INT, reply BLOB) AS s}` | nothing | `FROM` a subselect over `JSON_TABLE(?, ..)` |
+//! | `{insert into t (id, n) from set(id INT) AS s values (s.id, 7)}` | `INSERT .. VALUES` | `INSERT .. SELECT .. FROM` a subselect over `JSON_TABLE(?, ..)` |
 //! | `{from set(id INT) AS s join product AS p on p.id = s.id}` | `FROM product AS p WHERE ..` | `FROM .. JOIN .. ON ..` |
 //! | `{update product AS p join set(id INT, n INT) AS s on p.id = s.id set stock = p.stock - s.n}` | `UPDATE .. SET .. WHERE` | `UPDATE .. JOIN .. ON .. SET` |
 //! | `{delete from product AS p join set(id INT) AS s on p.id = s.id}` | `DELETE FROM .. WHERE` | `DELETE p FROM .. JOIN .. ON` |
@@ -20,7 +20,7 @@
 //! faster than a table function.
 //!
 //! So that both mean the same: no `LIMIT`, no aggregate, no `ORDER BY` (SQLite answers in the order of the set), and no
-//! other parameter in front of the marker. The set's types are `INT`, `TEXT` and `BLOB`. `{update ..}` and `{delete ..}` are whole statements;
+//! other parameter in front of the marker. The set's types are `INT`, `TEXT` and `BLOB`. `{insert ..}`, `{update ..}` and `{delete ..}` are whole statements;
 //! further parameters may stand after `on`, none after `set`, because the databases differ in the order of
 //! the clauses: put such a value into the set. A row should be matched by one row of the set at most, and no
 //! assignment may read what another one assigns. When a row fails, those before it have been written: a closure that
@@ -211,8 +211,8 @@ struct SetClause<'m> {
 }
 
 enum SetVerb<'m> {
-    /// `from set(id INT) AS s`
-    From,
+    /// `insert into t (id, n) from set(id INT) AS s values (s.id, 7)`
+    Insert { into: &'m str, values: &'m str },
     /// `from set(id INT) AS s join product AS p on p.id = s.id`
     Join { table: &'m str, condition: &'m str },
     /// `delete from product AS p join set(id INT) AS s on p.id = s.id`
@@ -225,11 +225,15 @@ impl SetClause<'_> {
     fn parse(marker: &str) -> Option<SetClause<'_>> {
         if let Some(rest) = marker.strip_prefix("from ") {
             let (set, rest) = SetTable::parse(rest)?;
-            if rest.is_empty() {
-                return Some(SetClause { set, verb: SetVerb::From });
-            }
             let (table, condition) = rest.strip_prefix("join ")?.split_once(" on ")?;
             return Some(SetClause { set, verb: SetVerb::Join { table, condition } });
+        }
+        if let Some(rest) = marker.strip_prefix("insert into ") {
+            let (into, rest) = rest.split_once(" from ")?;
+            let (set, rest) = SetTable::parse(rest)?;
+            let values = rest.strip_prefix("values (")?.strip_suffix(')')?;
+            let well_formed = into.ends_with(')') && !values.contains('?');
+            return well_formed.then_some(SetClause { set, verb: SetVerb::Insert { into, values } });
         }
         if let Some(rest) = marker.strip_prefix("delete from ") {
             let (table, rest) = rest.split_once(" join ")?;
@@ -247,14 +251,19 @@ impl SetClause<'_> {
     }
 
     fn is_whole_statement(&self) -> bool {
-        matches!(self.verb, SetVerb::Delete { .. } | SetVerb::Update { .. })
+        !matches!(self.verb, SetVerb::Join { .. })
     }
 
     /// For SQLite with the set's columns by name: [`bind_columns`] puts parameters for them.
     fn text(&self, dialect: Dialect) -> String {
         match (&self.verb, dialect) {
-            (SetVerb::From, Dialect::Sqlite) => String::new(),
-            (SetVerb::From, Dialect::Mysql) => format!("FROM {}", self.set.mysql()),
+            // VALUES, not SELECT: one that might insert several rows writes a journal of its own, to be undone alone.
+            (SetVerb::Insert { into, values }, Dialect::Sqlite) => {
+                format!("INSERT INTO {into} VALUES ({values})")
+            }
+            (SetVerb::Insert { into, values }, Dialect::Mysql) => {
+                format!("INSERT INTO {into} SELECT {values} FROM {}", self.set.mysql())
+            }
             (SetVerb::Join { table, condition }, Dialect::Sqlite) => {
                 format!("FROM {table} WHERE {condition}")
             }
@@ -311,7 +320,7 @@ mod tests {
     use super::*;
 
     const INSERT: &str =
-        "INSERT INTO t (id, reply, n) SELECT s.id, s.reply, 7 {from set(id INT, reply BLOB) AS s}";
+        "{insert into t (id, reply, n) from set(id INT, reply BLOB) AS s values (s.id, s.reply, 7)}";
     const SELECT: &str = "SELECT p.id, gas.id {from set(id INT, name TEXT) AS s join product AS p on p.id = s.id AND p.n = s.name}
                           AND p.shop = ? {for update}";
     const UPDATE: &str = "{update product AS p join set(id INT, n INT) AS s on p.id = s.id AND p.shop = ?
@@ -326,7 +335,7 @@ mod tests {
 
     #[test]
     fn sqlite() {
-        assert_eq!(translate(Dialect::Sqlite, INSERT), "INSERT INTO t (id, reply, n) SELECT ?1, ?2, 7 ");
+        assert_eq!(translate(Dialect::Sqlite, INSERT), "INSERT INTO t (id, reply, n) VALUES (?1, ?2, 7)");
         assert_eq!(
             translate(Dialect::Sqlite, SELECT).split_whitespace().collect::<Vec<_>>().join(" "),
             "SELECT p.id, gas.id FROM product AS p WHERE p.id = ?1 AND p.n = ?2 AND p.shop = ?3"
@@ -370,14 +379,18 @@ mod tests {
 
     #[test]
     fn a_wrong_text_is_a_panic_at_its_first_use() {
-        const WRONG: [&str; 14] = [
+        const WRONG: [&str; 18] = [
             "SELECT 1 {for share}",
             "SELECT 1 {for update",
-            "SELECT s.id {from set(id FLOAT) AS s}",
-            "SELECT s.id {from set() AS s}",
-            "SELECT s.id {from set(id INT)}",
-            "SELECT s.id, ? {from set(id INT) AS s}",
-            "SELECT s.id {from set(id INT) AS s} {from set(id INT) AS t}",
+            "{insert into t (id) from set(id FLOAT) AS s values (s.id)}",
+            "{insert into t (id) from set() AS s values (s.id)}",
+            "{insert into t (id) from set(id INT) values (s.id)}",
+            "{insert into t (id) from set(id INT) AS s values (?)}",
+            "{insert into t (id) from set(id INT) AS s values (s.id)} ON CONFLICT DO NOTHING",
+            "{insert into t from set(id INT) AS s values (s.id)}",
+            "SELECT s.id {from set(id INT) AS s}",
+            "SELECT s.id, ? {from set(id INT) AS s join t AS t on t.id = s.id}",
+            "SELECT 1 {from set(id INT) AS s join t AS t on t.id = s.id} {from set(id INT) AS s join t AS t on t.id = s.id}",
             "{update t AS t join set(id INT) AS s on t.id = s.id set n = ?}",
             "{update t AS t join set(id INT) AS s on t.id = s.id set n = 1} AND t.id = 3",
             "{update t join set(id INT) AS s on t.id = s.id set n = 1}",
@@ -391,7 +404,7 @@ mod tests {
                 assert!(std::panic::catch_unwind(|| translate(dialect, sql)).is_err(), "{sql}");
             }
         }
-        let unknown = "SELECT s.name {from set(id INT) AS s}";
+        let unknown = "{insert into t (id) from set(id INT) AS s values (s.name)}";
         assert!(std::panic::catch_unwind(|| translate(Dialect::Sqlite, unknown)).is_err());
     }
 

@@ -278,8 +278,8 @@ async fn a_set_is_a_table_of_one_parameter() {
     rows.push(&[4_u64.into(), Value::Null, Value::Null]);
     db.write(move |tx| {
         tx.execute(
-            "{insert ignore} INTO item (id, name, data, stock)
-             SELECT s.id, s.name, s.data, 10 {from set(id INT, name TEXT, data BLOB) AS s}",
+            "{insert into item (id, name, data, stock) from set(id INT, name TEXT, data BLOB) AS s
+              values (s.id, s.name, s.data, 10)}",
             &[Value::from(&rows)],
         )
     })

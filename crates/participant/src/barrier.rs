@@ -17,10 +17,9 @@
 //!
 //! Rows outlive every message that could still name them, see [`purge`].
 
-use std::collections::HashMap;
-
 use bytes::Bytes;
 use db::{Set, Tx, Value};
+use foldhash::{HashMap, HashMapExt};
 use saga::{Outcome, Phase, Reason, StepIndex};
 use wire::messages::{DecodeError, Recorded};
 use wire::time::UnixMillis;
@@ -205,9 +204,9 @@ impl Records {
             return Ok(());
         }
         tx.execute(
-            "INSERT INTO saga_barrier (saga, step, phase, reply, recorded_at)
-             SELECT s.saga, s.step, s.phase, s.reply, s.recorded_at
-             {from set(saga INT, step INT, phase INT, reply BLOB, recorded_at INT) AS s}",
+            "{insert into saga_barrier (saga, step, phase, reply, recorded_at)
+          from set(saga INT, step INT, phase INT, reply BLOB, recorded_at INT) AS s
+          values (s.saga, s.step, s.phase, s.reply, s.recorded_at)}",
             &[Value::from(&self.set)],
         )?;
         Ok(())

@@ -1,9 +1,8 @@
 //! One batch of commands in one transaction: read the barrier, decide, have the effects, record the replies.
 
-use std::collections::HashMap;
-
 use bytes::Bytes;
 use db::Tx;
+use foldhash::{HashMap, HashMapExt};
 use saga::{Phase, Reason, StepIndex, Token};
 use wire::messages::Recorded;
 use wire::time::UnixMillis;

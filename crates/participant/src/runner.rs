@@ -1,13 +1,14 @@
 //! The loop around a participant: take what is waiting, one transaction, publish, acknowledge.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use bus::{Batch, Bus, Delivery, Envelope, EnvelopeId, Subject, Verdict};
+use bus::{Batch, Bus, Delivery, Envelope, EnvelopeId, Pace, Subject, Verdict};
 use bytes::Bytes;
 use db::Db;
 
 use telemetry::metrics::PubsubMetrics;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use wire::messages::{self, About, Carried, Purge, ToParticipant};
 use wire::time::{Clock, UnixMillis};
@@ -81,7 +82,9 @@ pub async fn run<P: Participant>(parts: Parts<P>, stop: CancellationToken) {
     };
     let limit = parts.settings.batch_commands.min(runner.rest.bus.limits().frame_envelopes);
     let mut purge = None;
+    let mut pace = Pace::new();
     loop {
+        pace.gather().await;
         let batch = tokio::select! {
             biased;
             () = stop.cancelled() => return,
@@ -95,6 +98,7 @@ pub async fn run<P: Participant>(parts: Parts<P>, stop: CancellationToken) {
                 continue;
             }
         };
+        pace.took(batch.deliveries().len(), Instant::now());
         runner.work_off(batch, &mut purge).await;
     }
 }

@@ -3,6 +3,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a test panics where something is not as it should be")]
 
+use std::convert::Infallible;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -18,7 +19,7 @@ use serve::edge::{EdgeConfig, InvalidOrigin, Protected, measured, protected};
 use serve::{ApiError, Id, Json, Page};
 use telemetry::{HttpMetrics, Registry};
 use tokio::sync::Notify;
-use tower::ServiceExt;
+use tower::{Service, ServiceExt};
 
 /// Longer than a refusal may take.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -31,8 +32,11 @@ async fn text(response: Response) -> String {
     String::from_utf8(response.into_body().collect().await.unwrap().to_bytes().to_vec()).unwrap()
 }
 
-async fn ask(router: &Protected, request: Request<Body>) -> (StatusCode, HeaderMap, String) {
-    let response = router.clone().oneshot(request).await.unwrap();
+async fn ask<S>(api: &S, request: Request<Body>) -> (StatusCode, HeaderMap, String)
+where
+    S: Service<Request<Body>, Response = Response, Error = Infallible> + Clone,
+{
+    let response = api.clone().oneshot(request).await.unwrap();
     (response.status(), response.headers().clone(), text(response).await)
 }
 

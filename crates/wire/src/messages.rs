@@ -83,9 +83,9 @@ pub struct About {
 }
 
 impl About {
-    /// The name of the saga's definition.
+    /// The name of the saga's definition: ASCII.
     pub fn definition(&self) -> &str {
-        str::from_utf8(&self.encoded[self.definition.clone()]).expect("it was looked at when it was read")
+        str::from_utf8(&self.encoded[self.definition.clone()]).unwrap_or_default()
     }
 
     /// The definition's version.

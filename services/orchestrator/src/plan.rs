@@ -1,7 +1,5 @@
 //! From one message to the messages that it calls for: pure, so that a test can assert them.
 
-use std::collections::HashMap;
-
 use bus::{Envelope, EnvelopeId, Subject};
 use bytes::Bytes;
 use saga::{Definition, Effects, Illegal, Phase, Standing, StepIndex};
@@ -56,7 +54,14 @@ struct Answered {
 
 /// The sagas that an orchestrator drives, by definition name and version.
 #[derive(Default)]
-pub struct Book(HashMap<&'static str, Vec<(u32, Drive)>>);
+pub struct Book(Vec<Known>);
+
+/// A saga by its definition's name and version. There are few: a scan beats a hash.
+struct Known {
+    name: &'static str,
+    version: u32,
+    drive: Drive,
+}
 
 impl Book {
     /// A book without sagas.
@@ -76,12 +81,10 @@ impl Book {
         commands: fn(S) -> Subject,
         progress: Subject,
     ) -> Book {
-        let versions = self.0.entry(definition.name()).or_default();
-        let version = definition.version();
+        let (name, version) = (definition.name(), definition.version());
         assert!(
-            versions.iter().all(|(known, _)| *known != version),
-            "definition {:?} version {version} is in the book twice",
-            definition.name(),
+            self.find(name, version).is_none(),
+            "definition {name:?} version {version} is in the book twice"
         );
         let drive = move |carried: Carried, answered: Option<Answered>| {
             let Carried { token, about } = carried;
@@ -97,7 +100,7 @@ impl Book {
             };
             Ok(messages(effects, &about, commands, progress))
         };
-        versions.push((version, Box::new(drive)));
+        self.0.push(Known { name, version, drive: Box::new(drive) });
         self
     }
 
@@ -113,11 +116,14 @@ impl Book {
             }
         };
         let (name, version) = (carried.about.definition(), carried.about.version());
-        let versions = self.0.get(name);
-        match versions.and_then(|versions| versions.iter().find(|(known, _)| *known == version)) {
-            Some((_, drive)) => drive(carried, answered),
+        match self.find(name, version) {
+            Some(known) => (known.drive)(carried, answered),
             None => Err(Refused::UnknownDefinition { name: name.to_owned(), version }),
         }
+    }
+
+    fn find(&self, name: &str, version: u32) -> Option<&Known> {
+        self.0.iter().find(|known| known.name == name && known.version == version)
     }
 }
 

@@ -25,9 +25,9 @@ pub(crate) fn insert(tx: &mut Tx<'_>, orders: impl Iterator<Item = NewOrder>) ->
         ]);
     }
     tx.execute(
-        "INSERT INTO purchase_order (id, customer_id, items, created_at)
-         SELECT s.id, s.customer_id, s.items, s.created_at
-         {from set(id INT, customer_id INT, items TEXT, created_at INT) AS s}",
+        "{insert into purchase_order (id, customer_id, items, created_at)
+          from set(id INT, customer_id INT, items TEXT, created_at INT) AS s
+          values (s.id, s.customer_id, s.items, s.created_at)}",
         &[Value::from(&set)],
     )?;
     Ok(())

@@ -35,9 +35,9 @@ pub(crate) fn insert<'a>(
         return Ok(());
     }
     tx.execute(
-        "INSERT INTO payment (id, customer_id, currency_code, amount, created_at)
-         SELECT s.id, s.customer_id, s.currency_code, s.amount, s.created_at
-         {from set(id INT, customer_id INT, currency_code TEXT, amount INT, created_at INT) AS s}",
+        "{insert into payment (id, customer_id, currency_code, amount, created_at)
+          from set(id INT, customer_id INT, currency_code TEXT, amount INT, created_at INT) AS s
+          values (s.id, s.customer_id, s.currency_code, s.amount, s.created_at)}",
         &[Value::from(&set)],
     )?;
     Ok(())

@@ -1,8 +1,9 @@
 //! How many purchases may be open at a time, in all and for one customer. What goes beyond is refused before it has had any
 //! effect, so that an overload never becomes a backlog that nobody waits for any more.
 
-use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use foldhash::{HashMap, HashMapExt};
 
 /// The counts of open purchases. Clones share them.
 #[derive(Clone, Debug)]

@@ -6,9 +6,10 @@
 //! What never happens: a terminal path is announced before it is in the database, or out of the order of
 //! the finish numbers; a path that is shorter than one announced before.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use foldhash::{HashMap, HashMapExt, HashSet};
 use saga::Path;
 use tokio::sync::{mpsc, oneshot};
 use wire::time::UnixMillis;

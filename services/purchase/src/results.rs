@@ -4,15 +4,16 @@
 //! time. A report that contradicts what is written is set aside and shouted about: it would mean that a
 //! saga had two paths.
 
-use std::collections::HashMap;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use bus::{Batch, Bus, Delivery, Verdict};
+use bus::{Batch, Bus, Delivery, Pace, Verdict};
 use db::Db;
+use foldhash::{HashMap, HashMapExt};
 use saga::{Definition, End, Path, Position};
 use shop::purchase::{PURCHASE_PROGRESS, PurchaseStep};
 use telemetry::metrics::PubsubMetrics;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use wire::messages::{Progress, encode_path};
 use wire::time::UnixMillis;
@@ -45,7 +46,9 @@ pub(crate) struct Parts {
 /// Runs the loop until `stop` or until the bus is closed. The batch in hand is finished first.
 pub(crate) async fn run(parts: Parts, stop: CancellationToken) {
     let mut consumer = parts.bus.subscribe(PURCHASE_PROGRESS);
+    let mut pace = Pace::new();
     loop {
+        pace.gather().await;
         let batch = tokio::select! {
             biased;
             () = stop.cancelled() => return,
@@ -54,6 +57,7 @@ pub(crate) async fn run(parts: Parts, stop: CancellationToken) {
                 Err(bus::Closed) => return,
             },
         };
+        pace.took(batch.deliveries().len(), Instant::now());
         parts.work_off(batch).await;
     }
 }

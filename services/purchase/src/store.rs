@@ -83,17 +83,17 @@ pub(crate) fn insert<'a>(
         return Ok(());
     }
     tx.execute(
-        "INSERT INTO purchase_accepted (id, customer_id, idempotency_key, request_hash, input, trace,
+        "{insert into purchase_accepted (id, customer_id, idempotency_key, request_hash, input, trace,
                                         created_at, deadline_at)
-         SELECT s.id, s.customer_id, s.k, s.hash, s.input, s.trace, s.created_at, s.deadline_at
-         {from set(id INT, customer_id INT, k TEXT, hash BLOB, input BLOB, trace TEXT,
-                   created_at INT, deadline_at INT) AS s}",
+          from set(id INT, customer_id INT, k TEXT, hash BLOB, input BLOB, trace TEXT,
+                   created_at INT, deadline_at INT) AS s
+          values (s.id, s.customer_id, s.k, s.hash, s.input, s.trace, s.created_at, s.deadline_at)}",
         &[Value::from(&accepted)],
     )?;
     tx.execute(
-        "INSERT INTO purchase_open (id, customer_id, created_at, state, next_wake_at, tries)
-         SELECT s.id, s.customer_id, s.created_at, 0, s.next_wake_at, 0
-         {from set(id INT, customer_id INT, created_at INT, next_wake_at INT) AS s}",
+        "{insert into purchase_open (id, customer_id, created_at, state, next_wake_at, tries)
+          from set(id INT, customer_id INT, created_at INT, next_wake_at INT) AS s
+          values (s.id, s.customer_id, s.created_at, 0, s.next_wake_at, 0)}",
         &[Value::from(&open)],
     )?;
     Ok(())
@@ -174,9 +174,9 @@ pub(crate) fn finish(tx: &mut Tx<'_>, finishes: &[(u64, &Finish)]) -> Result<u64
         ]);
     }
     tx.execute(
-        "INSERT INTO purchase_ended (finished_no, id, customer_id, state, finished_at, reason, path)
-         SELECT s.no, s.id, s.customer_id, s.state, s.finished_at, s.reason, s.path
-         {from set(no INT, id INT, customer_id INT, state INT, finished_at INT, reason TEXT, path BLOB) AS s}",
+        "{insert into purchase_ended (finished_no, id, customer_id, state, finished_at, reason, path)
+          from set(no INT, id INT, customer_id INT, state INT, finished_at INT, reason TEXT, path BLOB) AS s
+          values (s.no, s.id, s.customer_id, s.state, s.finished_at, s.reason, s.path)}",
         &[Value::from(&set)],
     )?;
     tx.execute(

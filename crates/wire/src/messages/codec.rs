@@ -9,8 +9,7 @@ use std::ops::Range;
 
 use bytes::{Buf, Bytes};
 use prost::encoding::{
-    DecodeContext, WireType, decode_key, decode_varint, encode_key, encode_varint, encoded_len_varint,
-    skip_field,
+    DecodeContext, WireType, decode_varint, encode_key, encode_varint, encoded_len_varint, skip_field,
 };
 use saga::{Entry, Mode, Outcome, Path, Phase, Reason, StepIndex, Token};
 
@@ -148,8 +147,17 @@ fn put_entry(out: &mut Vec<u8>, tag: u32, entry: &Entry) {
 fn put_number(out: &mut Vec<u8>, tag: u32, number: u64) {
     if number != 0 {
         encode_key(tag, WireType::Varint, out);
-        encode_varint(number, out);
+        put_varint(out, number);
     }
+}
+
+/// Into a buffer of its own first: a vector grows, and looks whether it has to, once.
+fn put_varint(out: &mut Vec<u8>, number: u64) {
+    let mut bytes = [0; 10];
+    let mut rest = &mut bytes[..];
+    encode_varint(number, &mut rest);
+    let length = 10 - rest.len();
+    out.extend_from_slice(&bytes[..length]);
 }
 
 /// proto3 leaves bytes out that are empty.
@@ -204,8 +212,9 @@ impl About {
                 _ => {}
             }
         }
-        str::from_utf8(&encoded[about.definition.clone()])
-            .map_err(|_| wrong("a definition that is not UTF-8"))?;
+        if !encoded[about.definition.clone()].is_ascii() {
+            return Err(wrong("a definition that is not ASCII"));
+        }
         about.encoded = encoded;
         Ok(about)
     }
@@ -500,15 +509,21 @@ impl<'b> Reader<'b> {
         Reader { whole, rest: whole }
     }
 
+    #[inline(always)]
     fn next(&mut self) -> Result<Option<(u32, Found)>, prost::DecodeError> {
         if self.rest.is_empty() {
             return Ok(None);
         }
-        let (tag, wire_type) = decode_key(&mut self.rest)?;
+        let key = self.varint()?;
+        let wire_type = WireType::try_from(key & 7)?;
+        let tag = u32::try_from(key >> 3).map_err(|_| wrong("a field number above 29 bits"))?;
+        if tag == 0 {
+            return Err(wrong("a field number of 0"));
+        }
         let found = match wire_type {
-            WireType::Varint => Found::Number(decode_varint(&mut self.rest)?),
+            WireType::Varint => Found::Number(self.varint()?),
             WireType::LengthDelimited => {
-                let length = decode_varint(&mut self.rest)?;
+                let length = self.varint()?;
                 let start = self.whole.len() - self.rest.len();
                 let length = usize::try_from(length).ok().filter(|length| *length <= self.rest.len());
                 let length = length.ok_or_else(|| wrong("a field that is longer than its message"))?;
@@ -521,5 +536,17 @@ impl<'b> Reader<'b> {
             }
         };
         Ok(Some((tag, found)))
+    }
+
+    /// Nearly all of them are one byte.
+    #[inline(always)]
+    fn varint(&mut self) -> Result<u64, prost::DecodeError> {
+        match self.rest {
+            [byte, rest @ ..] if *byte < 0x80 => {
+                self.rest = rest;
+                Ok((*byte).into())
+            }
+            _ => decode_varint(&mut self.rest),
+        }
     }
 }

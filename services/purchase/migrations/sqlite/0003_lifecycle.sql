@@ -35,7 +35,7 @@ CREATE TABLE purchase_ended (
     finished_no INTEGER PRIMARY KEY,
     id          INTEGER NOT NULL UNIQUE,
     customer_id INTEGER NOT NULL,
-    state       INTEGER NOT NULL CHECK (state IN (1, 2, 3)),  -- succeeded, failed, cancelled
+    state       INTEGER NOT NULL CHECK (state BETWEEN 1 AND 3),  -- succeeded, failed, cancelled
     finished_at INTEGER NOT NULL,
     reason      TEXT,
     path        BLOB    NOT NULL                              -- the saga's whole path

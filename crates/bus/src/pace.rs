@@ -1,0 +1,110 @@
+//! When a consumer lets envelopes gather: what PostgreSQL's `commit_delay` is for a log, [`Pace`] is for a queue.
+//!
+//! A transaction costs an fsync and several wake-ups, whatever its size, so under load a consumer that takes whatever waits, as
+//! soon as it can, spends the machine on many small transactions. One that waits a few milliseconds has the same work done
+//! by a fraction of them. When there is little to do waiting gains nothing and costs latency: then nobody waits. So the rate
+//! at which envelopes come decides.
+
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+/// The longest time from one batch to the next that a consumer waits for.
+const GATHER_FOR: Duration = Duration::from_millis(4);
+
+/// Gathering is worth its wait if it brings so many envelopes.
+const WORTH_ENVELOPES: f64 = 64.0;
+
+/// The time over which the rate is averaged: a burst is no load.
+const HORIZON: Duration = Duration::from_millis(50);
+
+/// How fast envelopes come to a consumer, and so whether it lets them gather.
+#[derive(Debug, Default)]
+pub struct Pace {
+    per_second: f64,
+    last: Option<Instant>,
+}
+
+impl Pace {
+    /// A pace that knows of no load.
+    pub fn new() -> Pace {
+        Pace::default()
+    }
+
+    /// A batch was taken now.
+    pub fn took(&mut self, envelopes: usize, now: Instant) {
+        if let Some(last) = self.last {
+            let passed = now.duration_since(last).as_secs_f64();
+            let weight = passed / (passed + HORIZON.as_secs_f64());
+            // Weighted by the time that it stands for. `weight / passed` stays finite when no time has passed.
+            let added = envelopes as f64 / (passed + HORIZON.as_secs_f64());
+            self.per_second += added - self.per_second * weight;
+        }
+        self.last = Some(now);
+    }
+
+    /// Until when the next batch should be left to gather; None when it should be taken at once.
+    pub fn gather_until(&self) -> Option<Instant> {
+        let brings = self.per_second * GATHER_FOR.as_secs_f64();
+        self.last.filter(|_| brings >= WORTH_ENVELOPES).map(|last| last + GATHER_FOR)
+    }
+
+    /// Waits as [`Pace::gather_until`] says.
+    pub async fn gather(&self) {
+        if let Some(until) = self.gather_until()
+            && until > Instant::now()
+        {
+            tokio::time::sleep_until(until).await;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Batches of so many, so many milliseconds apart.
+    fn after(batches: usize, envelopes: usize, milliseconds: u64) -> (Pace, Instant) {
+        let (mut pace, mut now) = (Pace::new(), Instant::now());
+        for _ in 0..batches {
+            pace.took(envelopes, now);
+            now += Duration::from_millis(milliseconds);
+        }
+        (pace, now)
+    }
+
+    #[test]
+    fn a_light_load_never_waits() {
+        assert_eq!(Pace::new().gather_until(), None);
+        assert_eq!(after(1_000, 10, 1).0.gather_until(), None, "10,000 a second");
+        assert_eq!(after(1_000, 1, 20).0.gather_until(), None);
+        assert_eq!(after(2, 512, 1).0.gather_until(), None, "a burst");
+    }
+
+    #[test]
+    fn a_heavy_load_gathers_until_a_few_milliseconds_after_the_last_batch() {
+        let (pace, now) = after(1_000, 40, 1);
+        assert_eq!(pace.gather_until(), Some(now - Duration::from_millis(1) + GATHER_FOR));
+        let (pace, _) = after(1_000, 160, 4);
+        assert!(pace.gather_until().is_some(), "what has gathered is the same load");
+    }
+
+    #[test]
+    fn a_load_that_ends_is_forgotten() {
+        let (mut pace, mut now) = after(1_000, 40, 1);
+        for _ in 0..30 {
+            now += Duration::from_millis(10);
+            pace.took(10, now);
+        }
+        assert_eq!(pace.gather_until(), None, "1,000 a second");
+        let (mut pace, now) = after(1_000, 40, 1);
+        pace.took(1, now + Duration::from_secs(5));
+        assert_eq!(pace.gather_until(), None);
+    }
+
+    #[test]
+    fn no_time_between_two_batches_is_no_infinite_rate() {
+        let (pace, _) = after(3, 100, 0);
+        assert!(pace.per_second.is_finite());
+    }
+}
