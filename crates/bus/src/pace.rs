@@ -10,10 +10,10 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 /// The longest time from one batch to the next that a consumer waits for.
-const GATHER_FOR: Duration = Duration::from_millis(4);
+const GATHER_FOR: Duration = Duration::from_millis(8);
 
 /// Gathering is worth its wait if it brings so many envelopes.
-const WORTH_ENVELOPES: f64 = 64.0;
+const WORTH_ENVELOPES: f64 = 128.0;
 
 /// The time over which the rate is averaged: a burst is no load.
 const HORIZON: Duration = Duration::from_millis(50);
@@ -85,7 +85,7 @@ mod tests {
     fn a_heavy_load_gathers_until_a_few_milliseconds_after_the_last_batch() {
         let (pace, now) = after(1_000, 40, 1);
         assert_eq!(pace.gather_until(), Some(now - Duration::from_millis(1) + GATHER_FOR));
-        let (pace, _) = after(1_000, 160, 4);
+        let (pace, _) = after(1_000, 320, 8);
         assert!(pace.gather_until().is_some(), "what has gathered is the same load");
     }
 

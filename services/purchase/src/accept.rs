@@ -13,6 +13,8 @@ use std::time::Duration;
 use bus::{Bus, Envelope, EnvelopeId};
 use db::Db;
 use db::ids::Ids;
+use futures_util::StreamExt;
+use futures_util::stream::FuturesUnordered;
 use saga::Mode;
 use shop::purchase::{ORCHESTRATOR, PURCHASE_SAGA, PURCHASE_SAGA_VERSION, Purchase};
 use tokio::sync::{mpsc, oneshot};
@@ -76,6 +78,11 @@ pub(crate) struct Settings {
     pub(crate) first_wake: Duration,
 }
 
+/// Batches that are being accepted at a time: while one is being written, the next one gathers and is handed to the
+/// database, so that it never waits for this task. Keys are looked up in the transaction that writes them, so two batches
+/// never accept one key twice.
+const BATCHES_IN_WORK: usize = 3;
+
 type Waiting = (Request, oneshot::Sender<Result<Accepted, NotAccepted>>);
 
 /// A handle to the task that accepts.
@@ -117,9 +124,20 @@ pub(crate) fn start(parts: Parts) -> (Accept, impl Future<Output = ()> + Send) {
     let task = async move {
         let limit = parts.settings.batch_requests.min(parts.bus.limits().frame_envelopes);
         let mut batch = Vec::with_capacity(limit);
-        while waiting.recv_many(&mut batch, limit).await > 0 {
-            parts.work_off(std::mem::take(&mut batch)).await;
+        let mut in_work = FuturesUnordered::new();
+        loop {
+            tokio::select! {
+                biased;
+                Some(()) = in_work.next() => {}
+                taken = waiting.recv_many(&mut batch, limit), if in_work.len() < BATCHES_IN_WORK => {
+                    if taken == 0 {
+                        break;
+                    }
+                    in_work.push(parts.work_off(std::mem::replace(&mut batch, Vec::with_capacity(limit))));
+                }
+            }
         }
+        while in_work.next().await.is_some() {}
     };
     (Accept { queue, bound_requests }, task)
 }
