@@ -55,7 +55,7 @@ enum Failure {
     Show(#[from] serde_json::Error),
     #[error(transparent)]
     Load(#[from] load::Error),
-    #[error("what was bought does not add up")]
+    #[error("what was bought does not add up, or has not ended")]
     DoesNotAddUp,
     #[error("not everything ended within {STOP_DEADLINE:?}; the next start goes on from what is on disk")]
     StopTooSlow,

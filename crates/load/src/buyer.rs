@@ -48,7 +48,7 @@ pub(crate) struct Buyer {
     /// What this buyer's keys begin with.
     key_prefix: String,
     keys: u64,
-    /// Paths of products, where those are read.
+    /// What is asked for: one of these each time.
     paths: Vec<Uri>,
 }
 
@@ -59,7 +59,7 @@ impl Buyer {
         let paths = match plan.options.scenario {
             Scenario::Product => plan.products.all().iter().map(|it| path_of("product", it.id)).collect(),
             Scenario::Catalogue => vec![Uri::from_static(CATALOGUE)],
-            Scenario::Purchase => Vec::new(),
+            Scenario::Purchase => vec![Uri::from_static("/api/purchase")],
         };
         Buyer {
             place,
@@ -192,7 +192,7 @@ impl Buyer {
         key: Option<&HeaderValue>,
     ) -> Result<Answer, Failure> {
         let plan = &self.desk.plan;
-        let path = Uri::from_static("/api/purchase");
+        let path = self.paths[0].clone();
         let body = plan.carts.all()[cart as usize].body.clone();
         let mut request = request(&plan.options.url, Method::POST, path, Some(bearer), body);
         if let Some(key) = key {

@@ -68,10 +68,9 @@ impl Live {
         *told += 1;
         *open_sum += open;
         sum.add(measured);
-        if *told == self.threads || self.seconds.len() > MOST_BEHIND {
-            if let Some((number, (_, sum, open))) = self.seconds.pop_first() {
-                self.tell(number, &sum, open)?;
-            }
+        let whole = *told == self.threads || self.seconds.len() > MOST_BEHIND;
+        if whole && let Some((number, (_, sum, open))) = self.seconds.pop_first() {
+            self.tell(number, &sum, open)?;
         }
         Ok(())
     }
@@ -106,7 +105,9 @@ impl Live {
         let _ = match self.to {
             To::Nobody => Ok(()),
             To::Terminal => write!(io::stderr(), "\r\x1b[2K{}", second.line()),
-            To::Plain if second.t % PLAIN_EVERY_SECONDS == 0 => writeln!(io::stderr(), "{}", second.line()),
+            To::Plain if second.t.is_multiple_of(PLAIN_EVERY_SECONDS) => {
+                writeln!(io::stderr(), "{}", second.line())
+            }
             To::Plain => Ok(()),
         };
         let Some(series) = &mut self.series else { return Ok(()) };

@@ -34,7 +34,7 @@ pub(crate) async fn poll(desk: Rc<Desk>) {
     let work = async {
         loop {
             look.tick().await;
-            let due = desk.tracker.borrow_mut().to_ask(Instant::now(), MOST_AT_A_TIME);
+            let due = desk.tracker.borrow_mut().take_due(Instant::now(), MOST_AT_A_TIME);
             let part = due.len().div_ceil(ASKERS).max(1);
             let desk = &desk;
             join_all(askers.iter_mut().zip(due.chunks(part)).map(async |(asker, part)| {

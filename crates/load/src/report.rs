@@ -283,3 +283,149 @@ impl fmt::Display for Tally {
         f.write_str(&text)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::record::Measured;
+    use clap::Parser;
+    use serde_json::Value;
+    use std::time::Instant;
+
+    #[derive(Parser)]
+    struct Line {
+        #[command(flatten)]
+        options: Options,
+    }
+
+    fn options(line: &str) -> Options {
+        Line::parse_from(["load"].into_iter().chain(line.split_whitespace())).options
+    }
+
+    /// 100 purchases answered after 1 to 100 ms, 90 of which ended after twice that, 10 refused.
+    fn recorder(begin: Instant) -> Recorder {
+        let mut recorder = Recorder::new(begin, begin + Duration::from_secs(10));
+        for count in 1..=100 {
+            let due = begin + Duration::from_secs(1);
+            recorder.offered(due);
+            recorder.accepted(due, due + Duration::from_millis(count));
+            if count <= 90 {
+                let end = due + Duration::from_millis(2 * count);
+                recorder.ended(due, end, Outcome::Committed, count <= 5);
+            }
+        }
+        for _ in 0..10 {
+            recorder.refused(begin, begin + Duration::from_millis(7), 503);
+        }
+        recorder
+    }
+
+    fn report(line: &str, recorder: &Recorder, verdict: Option<Verdict>) -> Report {
+        Report::new(Facts {
+            options: &options(line),
+            recorder,
+            unresolved: 10,
+            resolved: 0,
+            measured: Duration::from_secs(4),
+            cpu: Some(Duration::from_millis(1_000)),
+            interrupted: false,
+            verdict,
+        })
+    }
+
+    #[test]
+    fn rates_are_by_the_time_that_was_measured() {
+        let report = report("", &recorder(Instant::now()), None);
+        assert_eq!((report.accepted_per_second, report.completed_per_second), (25.0, 22.5));
+        assert_eq!(report.load_generator_cores, Some(0.25));
+        assert_eq!(report.load_generator_us_per_accepted, Some(10_000.0));
+    }
+
+    #[test]
+    fn percentiles_are_exact_to_a_thousandth() {
+        let report = report("", &recorder(Instant::now()), None);
+        let Percentiles { count, p50, p90, p99, p99_9, max } = report.acceptance_us;
+        assert_eq!(count, 100);
+        for (found, expected) in
+            [(p50, 50_000), (p90, 90_000), (p99, 99_000), (p99_9, 100_000), (max, 100_000)]
+        {
+            assert!(found.abs_diff(expected) <= expected / 1_000, "{found} for {expected}");
+        }
+        assert_eq!((report.completion_us.count, report.refused_us.count), (90, 10));
+        assert_eq!(Percentiles::of(&Measured::default().acceptance), Percentiles::default(), "of nothing");
+    }
+
+    #[test]
+    fn the_fields_of_the_json_stay() {
+        let report = report("--rate 5", &recorder(Instant::now()), None);
+        let json: Value = serde_json::to_value(&report).expect("it is JSON");
+        let fields = |value: &Value| -> Vec<String> {
+            value.as_object().into_iter().flatten().map(|(name, _)| name.clone()).collect()
+        };
+        let mut expected = vec![
+            "url",
+            "scenario",
+            "load",
+            "buyers",
+            "customers",
+            "rate_per_second",
+            "threads",
+            "measured_seconds",
+            "accepted_per_second",
+            "completed_per_second",
+            "acceptance_us",
+            "completion_us",
+            "refused_us",
+            "measured",
+            "total",
+            "unresolved",
+            "resolved",
+            "load_generator_cores",
+            "load_generator_us_per_accepted",
+            "interrupted",
+        ];
+        expected.sort_unstable();
+        let sorted = |mut names: Vec<String>| {
+            names.sort_unstable();
+            names
+        };
+        assert_eq!(sorted(fields(&json)), expected);
+        let percentiles = sorted(fields(&json["acceptance_us"]));
+        assert_eq!(percentiles, ["count", "max", "p50", "p90", "p99", "p99_9"]);
+        let tally = sorted(fields(&json["measured"]));
+        let expected = [
+            "aborted",
+            "accepted",
+            "committed",
+            "completed",
+            "errors",
+            "not_rolled_back",
+            "offered",
+            "polled",
+            "resent",
+            "unknown",
+        ];
+        assert_eq!(tally, expected);
+        assert_eq!(json["total"]["errors"], serde_json::json!({"503": 10}));
+        assert_eq!(json["total"]["polled"], 5);
+    }
+
+    #[test]
+    fn the_table_says_it_all() {
+        let text = report("--rate 5", &recorder(Instant::now()), None).to_string();
+        for part in ["open loop, 5 due a second", "25.0", "22.5", "refused", "10 answered 503", "0.25 cores"]
+        {
+            assert!(text.contains(part), "no {part:?} in\n{text}");
+        }
+        let reading = report("--scenario product", &recorder(Instant::now()), None).to_string();
+        assert!(reading.contains("answered") && !reading.contains("completed"), "{reading}");
+    }
+
+    #[test]
+    fn what_has_not_ended_does_not_pass_a_check() {
+        let recorder = recorder(Instant::now());
+        assert!(report("", &recorder, None).passed(), "nobody asked");
+        let verdict = Verdict::new(1, 1, 1, 0, Vec::new());
+        assert!(!report("--verify", &recorder, Some(verdict)).passed());
+    }
+}

@@ -141,7 +141,7 @@ impl Tracker {
     }
 
     /// What is to be asked for now, at most so many. Each is due again after a pause that grows.
-    pub(crate) fn to_ask(&mut self, now: Instant, most: usize) -> Vec<(u64, u32)> {
+    pub(crate) fn take_due(&mut self, now: Instant, most: usize) -> Vec<(u64, u32)> {
         let longest = self.ask_after * LONGEST_PAUSE;
         let due = self.open.iter_mut().filter(|(_, open)| open.ask_at <= now).take(most);
         due.map(|(id, open)| {
@@ -290,14 +290,14 @@ mod tests {
             assert_eq!(tracker.accepted(id, purchase(now), now), Ok(None));
         }
         let after = |seconds| now + Duration::from_secs(seconds);
-        assert_eq!(tracker.to_ask(after(4), 10), []);
-        assert_eq!(tracker.to_ask(after(5), 1).len(), 1);
-        assert_eq!(tracker.to_ask(after(5), 10).len(), 1, "the other one");
-        assert_eq!(tracker.to_ask(after(14), 10), []);
-        assert_eq!(tracker.to_ask(after(15), 10).len(), 2);
+        assert_eq!(tracker.take_due(after(4), 10), []);
+        assert_eq!(tracker.take_due(after(5), 1).len(), 1);
+        assert_eq!(tracker.take_due(after(5), 10).len(), 1, "the other one");
+        assert_eq!(tracker.take_due(after(14), 10), []);
+        assert_eq!(tracker.take_due(after(15), 10).len(), 2);
         assert_eq!(outcome_of(tracker.answered(7, true, after(15))), Some(Outcome::Committed));
         assert_eq!(outcome_of(tracker.answered(8, false, after(15))), Some(Outcome::Aborted(None)));
-        assert_eq!(tracker.to_ask(after(1000), 10), []);
+        assert_eq!(tracker.take_due(after(1000), 10), []);
     }
 
     #[test]

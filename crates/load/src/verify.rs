@@ -41,6 +41,17 @@ pub(crate) struct Verdict {
 }
 
 impl Verdict {
+    #[cfg(test)]
+    pub(crate) fn new(
+        products_checked: usize,
+        purchases_checked: usize,
+        purchases_known: u64,
+        violations: u64,
+        violations_listed: Vec<String>,
+    ) -> Verdict {
+        Verdict { products_checked, purchases_checked, purchases_known, violations, violations_listed }
+    }
+
     pub(crate) fn passed(&self) -> bool {
         self.violations == 0
     }
