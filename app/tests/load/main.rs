@@ -155,8 +155,7 @@ async fn an_open_loop_sends_what_is_due() {
     // The same as a table.
     let ended = load(&format!("{} {line}", shop.client().base())).await;
     assert_eq!(ended.code, Some(0), "{ended:?}");
-    for text in
-        ["open loop, 200 due a second", "accepted", "completed", "p99.9", "errors  none", "it adds up"]
+    for text in ["open loop, 200 due a second", "accepted", "completed", "p99.9", "errors none", "it adds up"]
     {
         assert!(ended.stdout.contains(text), "no {text:?} in {ended:?}");
     }

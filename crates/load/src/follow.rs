@@ -1,7 +1,7 @@
 //! Event streams: opened, read, and opened again where they were cut.
 
 use std::rc::Rc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use http::header::{ACCEPT, HeaderName};
@@ -11,7 +11,7 @@ use crate::ask::{Asker, request};
 use crate::backoff::Backoff;
 use crate::customer::Customer;
 use crate::desk::Desk;
-use crate::http1::{Connection, Stream};
+use crate::http1::{Answer, Connection, Stream};
 use crate::record::Failure;
 use crate::sse::Parser;
 
@@ -48,8 +48,8 @@ pub(crate) async fn follow(desk: Rc<Desk>, follower: Follower, opened: impl FnOn
                     desk.recorder.borrow_mut().failed(Instant::now(), Failure::StreamCut);
                     None
                 }
-                Err(asked) => {
-                    desk.recorder.borrow_mut().failed(Instant::now(), Failure::NoStream);
+                Err(NotOpened { failure, asked }) => {
+                    desk.recorder.borrow_mut().failed(Instant::now(), failure);
                     asked
                 }
             };
@@ -62,39 +62,53 @@ pub(crate) async fn follow(desk: Rc<Desk>, follower: Follower, opened: impl FnOn
     }
 }
 
-/// Opens the stream behind the last event that was read. If not, there may be a time that the shop asks to wait.
-async fn open(
-    desk: &Desk,
-    customer: &Customer,
-    parser: &mut Parser,
-) -> Result<Stream, Option<std::time::Duration>> {
+struct NotOpened {
+    failure: Failure,
+    /// How long the shop asks to wait.
+    asked: Option<Duration>,
+}
+
+/// Opens the stream behind the last event that was read.
+async fn open(desk: &Desk, customer: &Customer, parser: &mut Parser) -> Result<Stream, NotOpened> {
+    let bearer = customer.bearer();
+    let refused = match try_open(desk, &bearer, parser).await? {
+        Ok(stream) => return Ok(stream),
+        Err(refused) => refused,
+    };
     let options = &desk.plan.options;
-    for renewed in [false, true] {
-        let bearer = customer.bearer();
-        let path = Uri::from_static("/api/purchase/result");
-        let mut request = request(&options.url, Method::GET, path, Some(&bearer), Bytes::new());
-        request.headers_mut().insert(ACCEPT, EVENT_STREAM);
-        if let Some(id) = HeaderValue::from_bytes(parser.last_id()).ok().filter(|id| !id.is_empty()) {
-            request.headers_mut().insert(LAST_EVENT_ID, id);
-        }
-        let limit = options.request_timeout;
-        let connection = Connection::open(&options.url, limit).await.map_err(|_| None)?;
-        match connection.stream(request, limit).await.map_err(|_| None)? {
-            Ok(stream) => return Ok(stream),
-            Err(refused) if refused.status == StatusCode::UNAUTHORIZED && !renewed => {
-                if !customer.renew(&bearer, &mut Asker::new(&options.url, limit)).await {
-                    return Err(None);
-                }
+    let mut asker = Asker::new(&options.url, options.request_timeout);
+    let refused = match refused.status {
+        StatusCode::UNAUTHORIZED if customer.renew(&bearer, &mut asker).await => {
+            match try_open(desk, &customer.bearer(), parser).await? {
+                Ok(stream) => return Ok(stream),
+                Err(refused) => refused,
             }
-            // The shop does not know this id: better from the beginning than not at all.
-            Err(refused) if refused.status == StatusCode::BAD_REQUEST => {
-                *parser = Parser::default();
-                return Err(None);
-            }
-            Err(refused) => return Err(refused.retry_after),
         }
+        // The shop does not know this id: better from the beginning than not at all.
+        StatusCode::BAD_REQUEST => {
+            *parser = Parser::default();
+            refused
+        }
+        _ => refused,
+    };
+    Err(NotOpened { failure: Failure::StreamRefused(refused.status.as_u16()), asked: refused.retry_after })
+}
+
+async fn try_open(
+    desk: &Desk,
+    bearer: &HeaderValue,
+    parser: &Parser,
+) -> Result<Result<Stream, Answer>, NotOpened> {
+    let options = &desk.plan.options;
+    let path = Uri::from_static("/api/purchase/result");
+    let mut request = request(&options.url, Method::GET, path, Some(bearer), Bytes::new());
+    request.headers_mut().insert(ACCEPT, EVENT_STREAM);
+    if let Some(id) = HeaderValue::from_bytes(parser.last_id()).ok().filter(|id| !id.is_empty()) {
+        request.headers_mut().insert(LAST_EVENT_ID, id);
     }
-    Err(None)
+    let not_opened = |_| NotOpened { failure: Failure::NoStream, asked: None };
+    let connection = Connection::open(&options.url, options.request_timeout).await.map_err(not_opened)?;
+    connection.stream(request, options.request_timeout).await.map_err(not_opened)
 }
 
 async fn read(desk: &Desk, follower: &Follower, stream: &mut Stream, parser: &mut Parser) {

@@ -39,8 +39,10 @@ pub(crate) enum Failure {
     NotSent,
     /// An event stream ended, and was opened again.
     StreamCut,
-    /// An event stream was refused or could not be opened.
+    /// An event stream could not be opened.
     NoStream,
+    /// An event stream was refused with this answer.
+    StreamRefused(u16),
 }
 
 impl fmt::Display for Failure {
@@ -54,6 +56,7 @@ impl fmt::Display for Failure {
             Failure::NotSent => "not sent: no connection free",
             Failure::StreamCut => "event stream cut",
             Failure::NoStream => "no event stream",
+            Failure::StreamRefused(status) => return write!(f, "event stream answered {status}"),
         })
     }
 }
@@ -61,11 +64,11 @@ impl fmt::Display for Failure {
 /// As a key of a JSON object.
 impl Serialize for Failure {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        if let Failure::Status(status) = self {
-            return serializer.collect_str(status);
-        }
-        serializer.serialize_str(match self {
-            Failure::Status(_) => "status",
+        let name = match self {
+            Failure::Status(status) => return serializer.collect_str(status),
+            Failure::StreamRefused(status) => {
+                return serializer.collect_str(&format_args!("stream_{status}"));
+            }
             Failure::NoConnection => "no_connection",
             Failure::ConnectionLost => "connection_lost",
             Failure::Timeout => "timeout",
@@ -73,7 +76,8 @@ impl Serialize for Failure {
             Failure::NotSent => "not_sent",
             Failure::StreamCut => "stream_cut",
             Failure::NoStream => "no_stream",
-        })
+        };
+        serializer.serialize_str(name)
     }
 }
 

@@ -65,13 +65,13 @@ impl fmt::Display for Verdict {
         };
         writeln!(
             f,
-            "{:>24}  {}: the stock of {} products, order and payment of {} purchases ({sample})",
+            "{:>36} {}: the stock of {} products, order and payment of {} purchases ({sample})",
             "verified",
             if self.passed() { "it adds up".to_owned() } else { format!("violations: {}", self.violations) },
             self.products_checked,
             self.purchases_checked,
         )?;
-        self.violations_listed.iter().try_for_each(|violation| writeln!(f, "{:>26}{violation}", ""))
+        self.violations_listed.iter().try_for_each(|violation| writeln!(f, "{:>37}{violation}", ""))
     }
 }
 
