@@ -46,6 +46,11 @@ impl Door {
     pub(crate) fn keeps_next_purchase_answers(&self, count: usize) {
         self.keep.store(count, Ordering::SeqCst);
     }
+
+    /// How many of them are still to come.
+    pub(crate) fn left_to_keep(&self) -> usize {
+        self.keep.load(Ordering::SeqCst)
+    }
 }
 
 impl Drop for Door {
