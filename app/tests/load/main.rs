@@ -275,6 +275,20 @@ async fn only_the_answers_can_be_measured() {
     assert_eq!(number(&report, "/total/completed"), 0);
 }
 
+/// A token is good for a second here, and the run takes longer.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_token_that_expires_is_renewed() {
+    let dir = TempDir::new();
+    let options = shop_in(&dir).env("SAGA_ACCOUNT__ACCESS_TOKEN_SECONDS", "1");
+    let shop = Shop::start(options).await.unwrap();
+    let line = "--duration 3s --warm-up 0s --rate 100 --buyers 4 --customers 2 --verify --json";
+    let ended = load(&format!("{} {line}", shop.client().base())).await;
+    assert_eq!(ended.code, Some(0), "{ended:?}");
+    let report = ended.json();
+    assert_eq!(number(&report, "/total/accepted"), 300, "{report:#}");
+    assert_eq!(report["total"]["errors"], json!({}));
+}
+
 /// A shop that refuses is counted by kind, and its refusals are timed apart.
 #[tokio::test(flavor = "multi_thread")]
 async fn refusals_are_counted() {

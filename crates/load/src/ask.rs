@@ -8,6 +8,7 @@ use http::{HeaderValue, Method, Request, StatusCode, Uri};
 use http_body_util::Full;
 
 use crate::backoff::Backoff;
+use crate::customer::Customer;
 use crate::http1::{Answer, Connection, Outgoing};
 use crate::record::Failure;
 use crate::target::Target;
@@ -93,6 +94,19 @@ impl Asker {
         Ok(answer)
     }
 
+    /// GET as this customer, whose token is renewed if it has expired.
+    ///
+    /// # Errors
+    /// When there is no answer.
+    pub(crate) async fn get_as(&mut self, path: &Uri, customer: &Customer) -> Result<Answer, Failure> {
+        let bearer = customer.bearer();
+        let answer = self.ask(Method::GET, path.clone(), Some(&bearer), Bytes::new()).await?;
+        if answer.status != StatusCode::UNAUTHORIZED || !customer.renew(&bearer, self).await {
+            return Ok(answer);
+        }
+        self.ask(Method::GET, path.clone(), Some(&customer.bearer()), Bytes::new()).await
+    }
+
     /// GET, asked again while the shop is busy (429, 503) or does not answer, for so long.
     ///
     /// # Errors
@@ -100,12 +114,15 @@ impl Asker {
     pub(crate) async fn get_patiently(
         &mut self,
         path: &Uri,
-        bearer: Option<&HeaderValue>,
+        customer: Option<&Customer>,
         patience: Duration,
     ) -> Result<Answer, Failure> {
         let (begun, mut backoff) = (Instant::now(), Backoff::default());
         loop {
-            let answer = self.ask(Method::GET, path.clone(), bearer, Bytes::new()).await;
+            let answer = match customer {
+                Some(customer) => self.get_as(path, customer).await,
+                None => self.ask(Method::GET, path.clone(), None, Bytes::new()).await,
+            };
             let pause = match &answer {
                 Ok(answer) if is_busy(answer.status) => backoff.next(answer.retry_after),
                 Ok(_) => return answer,

@@ -36,6 +36,12 @@ impl Customer {
         self.bearer.borrow().clone()
     }
 
+    /// The same one for somebody else, when nobody here needs it any more.
+    pub(crate) fn hand_over(&self) -> Customer {
+        let refresh_token = self.refresh_token.try_lock().map(|token| token.clone()).unwrap_or_default();
+        Customer { bearer: RefCell::new(self.bearer()), refresh_token: Mutex::new(refresh_token) }
+    }
+
     /// Gets a new token in place of one that was refused. Whether there is one.
     pub(crate) async fn renew(&self, refused: &HeaderValue, asker: &mut Asker) -> bool {
         let mut refresh_token = self.refresh_token.lock().await;

@@ -1,6 +1,6 @@
 //! A load generator for a shop that speaks the HTTP API: many buyers, each answer and each end of a purchase timed.
 //!
-//! - [`Options`] say what to do, [`run`] does it, a [`Report`] says what happened.
+//! - [`Options`] say what to do, [`run()`] does it, a [`Report`] says what happened.
 //! - Threads share nothing while they measure: each has its own customers, connections and histograms (`worker`, `desk`, `record`).
 //! - What decides is pure: `schedule` (when), `carts` (what), `sse` and `told` (what an event says), `tracker` (when a purchase has
 //!   ended), `ledger` (what has to add up), `report`.

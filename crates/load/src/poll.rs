@@ -3,9 +3,8 @@
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
-use bytes::Bytes;
 use futures_util::future::join_all;
-use http::{HeaderValue, Method, StatusCode};
+use http::StatusCode;
 use serde::Deserialize;
 
 use crate::ask::{Asker, path_of};
@@ -55,13 +54,7 @@ pub(crate) async fn poll(desk: Rc<Desk>) {
 
 /// Whether a purchase was committed. None when it has not ended, or nobody knows.
 async fn ask(asker: &mut Asker, customer: &Customer, id: u64) -> Option<bool> {
-    let mut bearer = customer.bearer();
-    let mut answer =
-        asker.ask(Method::GET, path_of("purchase", id), Some(&bearer), Bytes::new()).await.ok()?;
-    if answer.status == StatusCode::UNAUTHORIZED && customer.renew(&bearer, asker).await {
-        bearer = customer.bearer();
-        answer = asker.ask(Method::GET, path_of("purchase", id), Some(&bearer), Bytes::new()).await.ok()?;
-    }
+    let answer = asker.get_as(&path_of("purchase", id), customer).await.ok()?;
     match answer.status {
         StatusCode::OK => match serde_json::from_slice::<Shown<'_>>(&answer.body).ok()?.state {
             "SUCCEEDED" => Some(true),
@@ -69,12 +62,10 @@ async fn ask(asker: &mut Asker, customer: &Customer, id: u64) -> Option<bool> {
             _ => None,
         },
         // A shop that cannot be asked for a purchase. That it has a payment says that it was committed; that it has none, nothing.
-        StatusCode::NOT_FOUND | StatusCode::METHOD_NOT_ALLOWED => paid(asker, &bearer, id).await,
+        StatusCode::NOT_FOUND | StatusCode::METHOD_NOT_ALLOWED => {
+            let answer = asker.get_as(&path_of("payment", id), customer).await.ok()?;
+            (answer.status == StatusCode::OK).then_some(true)
+        }
         _ => None,
     }
-}
-
-async fn paid(asker: &mut Asker, bearer: &HeaderValue, id: u64) -> Option<bool> {
-    let answer = asker.ask(Method::GET, path_of("payment", id), Some(bearer), Bytes::new()).await.ok()?;
-    (answer.status == StatusCode::OK).then_some(true)
 }

@@ -3,11 +3,11 @@
 
 use std::collections::BTreeSet;
 
-use bytes::Bytes;
-use http::{HeaderValue, Method, StatusCode};
+use http::StatusCode;
 use serde::Deserialize;
 
 use crate::ask::{Asker, path_of};
+use crate::customer::Customer;
 use crate::desk::Plan;
 use crate::worker::Harvest;
 
@@ -34,8 +34,8 @@ pub(crate) async fn resolve(plan: &Plan, harvest: &mut Harvest) -> u64 {
     let mut asker = Asker::new(&plan.options.url, plan.options.request_timeout);
     let mut resolved = 0;
     for (id, customer, outcome) in std::mem::take(&mut harvest.unanswered) {
-        let bearer = &harvest.bearers[customer as usize];
-        let Some(bought) = products_of(&mut asker, bearer, id).await else { continue };
+        let buyer = &harvest.customers[customer as usize];
+        let Some(bought) = products_of(&mut asker, buyer, id).await else { continue };
         let has_products = |cart: u32| {
             let cart = &plan.carts.all()[cart as usize];
             let products = cart.products.iter().map(|place| plan.products.all()[*place as usize].id);
@@ -47,9 +47,9 @@ pub(crate) async fn resolve(plan: &Plan, harvest: &mut Harvest) -> u64 {
 }
 
 /// The products of a purchase, from the purchase itself or, in a shop that does not show those, from its order.
-async fn products_of(asker: &mut Asker, bearer: &HeaderValue, id: u64) -> Option<BTreeSet<u64>> {
+async fn products_of(asker: &mut Asker, customer: &Customer, id: u64) -> Option<BTreeSet<u64>> {
     for kind in ["purchase", "order"] {
-        let answer = asker.ask(Method::GET, path_of(kind, id), Some(bearer), Bytes::new()).await.ok()?;
+        let answer = asker.get_as(&path_of(kind, id), customer).await.ok()?;
         if answer.status != StatusCode::OK {
             continue;
         }

@@ -154,7 +154,7 @@ async fn lead(options: &Options, live: &mut Live) -> Result<Report, Error> {
     let cpu =
         cpu_before.zip(cpu_after).map(|(before, after): (Duration, Duration)| after.saturating_sub(before));
     let verdict =
-        if options.verify { Some(verify(&plan, &harvest.ledger, &harvest.bearers).await) } else { None };
+        if options.verify { Some(verify(&plan, &harvest.ledger, &harvest.customers).await) } else { None };
     let interrupted = end.is_some();
     let Harvest { recorder, unresolved, .. } = &harvest;
     let facts =

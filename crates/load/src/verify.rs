@@ -9,11 +9,12 @@ use std::fmt;
 use std::time::{Duration, Instant};
 
 use futures_util::future::join_all;
-use http::{HeaderValue, StatusCode};
+use http::StatusCode;
 use serde::{Deserialize, Serialize};
 
 use crate::ask::{Asker, path_of};
 use crate::carts::Product;
+use crate::customer::Customer;
 use crate::desk::Plan;
 use crate::ledger::{Entry, Ledger, Sales};
 
@@ -92,8 +93,8 @@ impl Findings {
     }
 }
 
-/// Asks for everything that the ledger knows of. `bearers` are those of all customers, by their places.
-pub(crate) async fn verify(plan: &Plan, ledger: &Ledger, bearers: &[HeaderValue]) -> Verdict {
+/// Asks for everything that the ledger knows of. `customers` are all of them, by their places.
+pub(crate) async fn verify(plan: &Plan, ledger: &Ledger, customers: &[Customer]) -> Verdict {
     let mut findings = Findings::default();
     findings.add(ledger.same_ids.iter().map(|id| format!("I10: {id} is the id of two purchases")));
     let expected = expected_stock(plan, ledger.sales());
@@ -115,7 +116,7 @@ pub(crate) async fn verify(plan: &Plan, ledger: &Ledger, bearers: &[HeaderValue]
         let mut found = Findings::default();
         for entry in part {
             let total = plan.carts.all()[entry.cart as usize].total;
-            found.add(check_purchase(asker, *entry, total, &bearers[entry.customer() as usize]).await);
+            found.add(check_purchase(asker, *entry, total, &customers[entry.customer() as usize]).await);
         }
         found
     }));
@@ -201,17 +202,12 @@ async fn check_stock(asker: &mut Asker, stock: &Stock) -> Option<String> {
     }
 }
 
-async fn check_purchase(
-    asker: &mut Asker,
-    entry: Entry,
-    total: u128,
-    bearer: &HeaderValue,
-) -> Option<String> {
+async fn check_purchase(asker: &mut Asker, entry: Entry, total: u128, customer: &Customer) -> Option<String> {
     let mut statuses = [StatusCode::OK; 2];
     let mut paid = None;
     for (kind, status) in ["order", "payment"].into_iter().zip(&mut statuses) {
         let path = path_of(kind, entry.id);
-        let answer = match asker.get_patiently(&path, Some(bearer), PATIENCE).await {
+        let answer = match asker.get_patiently(&path, Some(customer), PATIENCE).await {
             Ok(answer) => answer,
             Err(failure) => return Some(format!("I4: GET {path}: {failure}")),
         };

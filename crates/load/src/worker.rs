@@ -86,8 +86,8 @@ pub(crate) struct Harvest {
     pub(crate) unresolved: u64,
     /// Purchases that streams told the ends of and no answer named.
     pub(crate) unanswered: Vec<(u64, u32, Outcome)>,
-    /// Its customers' newest access tokens.
-    pub(crate) bearers: Vec<http::HeaderValue>,
+    /// Its customers, with their newest tokens.
+    pub(crate) customers: Vec<Customer>,
 }
 
 impl Harvest {
@@ -97,7 +97,7 @@ impl Harvest {
         self.ledger.add(other.ledger);
         self.unresolved += other.unresolved;
         self.unanswered.extend(other.unanswered);
-        self.bearers.extend(other.bearers);
+        self.customers.extend(other.customers);
     }
 }
 
@@ -223,7 +223,7 @@ fn harvest(desk: &Desk) -> Harvest {
         ledger,
         unresolved,
         unanswered: desk.unanswered(),
-        bearers: desk.customers.iter().map(Customer::bearer).collect(),
+        customers: desk.customers.iter().map(Customer::hand_over).collect(),
     }
 }
 
