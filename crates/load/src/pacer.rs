@@ -12,8 +12,9 @@ use tokio::sync::Notify;
 
 use crate::schedule::Schedule;
 
-/// What is due within so long of each other is sent together: waking a thread costs microseconds.
-const TOGETHER: Duration = Duration::from_micros(100);
+/// What is due within so long of each other is sent together, which is added to the latencies of what is first: waking a thread
+/// costs microseconds, which a load generator has to spare even less.
+const TOGETHER: Duration = Duration::from_micros(200);
 
 /// Stops when it is dropped.
 pub(crate) struct Pacer {
