@@ -16,7 +16,7 @@ pub(crate) struct Machine {
     pub(crate) processors: usize,
     /// Memory, in bytes.
     pub(crate) memory_bytes: u64,
-    /// The kernel's release.
+    /// The kernel's version.
     pub(crate) kernel: String,
     /// The file system that the databases are on.
     pub(crate) file_system: String,
@@ -41,7 +41,7 @@ impl Machine {
                 .to_owned(),
             processors: std::thread::available_parallelism()?.get(),
             memory_bytes: field(&fs::read_to_string("/proc/meminfo")?, "MemTotal").map_or(0, kib_to_bytes),
-            kernel: fs::read_to_string("/proc/sys/kernel/osrelease")?.trim().to_owned(),
+            kernel: release(&fs::read_to_string("/proc/sys/kernel/osrelease")?).to_owned(),
             file_system: file_system(&fs::read_to_string("/proc/mounts")?, &data.canonicalize()?).to_owned(),
         })
     }
@@ -56,6 +56,11 @@ impl Machine {
             _ => Ok(()),
         }
     }
+}
+
+/// A kernel's version without what whoever built it has added.
+fn release(text: &str) -> &str {
+    text.trim().split('-').next().unwrap_or_default()
 }
 
 /// The value of the first line `name : value`, as in /proc.
@@ -129,6 +134,12 @@ mod tests {
         assert_eq!(field(text, "model name"), Some("A: B"));
         assert_eq!(field(text, "MemTotal").map(kib_to_bytes), Some(2 * 1024 * 1024));
         assert_eq!(field(text, "Total"), None);
+    }
+
+    #[test]
+    fn a_version_is_without_its_builders_marks() {
+        assert_eq!(release("6.1.0-44-amd64\n"), "6.1.0");
+        assert_eq!(release("6.12.3\n"), "6.12.3");
     }
 
     #[test]
