@@ -26,7 +26,8 @@ SAGA_PAYMENT__LIMIT), or else from the configuration file, or else it has its de
 
 Exit codes:
     0  done; for `saga up`: stopped by SIGTERM or SIGINT, everything accepted is on disk
-    1  could not start or had to stop; the reason is the log's last line
+    1  could not start or had to stop; the reason is the log's last line.
+       For `saga load`: no result, or --verify found what does not add up
     2  wrong usage or a setting that is not allowed
     3  another process uses the data directory
   130  a second signal cut the stop short; the next start goes on from what is on disk";
@@ -41,6 +42,8 @@ pub(crate) enum Command {
     Config(ConfigCommand),
     /// Add the demonstration's products to a shop that has none; it must not be running
     Seed,
+    /// Put a running shop under load, time every answer and every end of a purchase, and check that it all adds up
+    Load(Box<load::Options>),
     /// Print a completion script: source <(saga completions bash)
     Completions {
         /// The shell that will read the script

@@ -53,6 +53,10 @@ enum Failure {
     Output(#[source] io::Error),
     #[error("a setting cannot be shown: {0}")]
     Show(#[from] serde_json::Error),
+    #[error(transparent)]
+    Load(#[from] load::Error),
+    #[error("what was bought does not add up")]
+    DoesNotAddUp,
     #[error("not everything ended within {STOP_DEADLINE:?}; the next start goes on from what is on disk")]
     StopTooSlow,
     #[error("a second signal cut the stop short; the next start goes on from what is on disk")]
@@ -63,6 +67,7 @@ impl Failure {
     fn exit_code(&self) -> u8 {
         match self {
             Failure::Config(_) | Failure::Log { .. } => EXIT_USAGE,
+            Failure::Load(error) if error.is_usage() => EXIT_USAGE,
             Failure::DataDir(lock::Error::InUse { .. }) => EXIT_IN_USE,
             Failure::CutShort => EXIT_CUT_SHORT,
             Failure::DataDir(_)
@@ -70,6 +75,8 @@ impl Failure {
             | Failure::Runtime(_)
             | Failure::Output(_)
             | Failure::Show(_)
+            | Failure::Load(_)
+            | Failure::DoesNotAddUp
             | Failure::StopTooSlow => EXIT_FAILED,
         }
     }
@@ -105,6 +112,7 @@ fn run(cli: &Cli) -> Result<(), Failure> {
             print(&script)
         }
         Command::Config(ConfigCommand::Show { json }) => show_settings(&load(cli)?, *json),
+        Command::Load(options) => put_under_load(options),
         Command::Up => {
             let (loaded, data_dir) = prepare(cli)?;
             block_on(up(&loaded.config, &data_dir))
@@ -141,6 +149,13 @@ fn show_settings(loaded: &Loaded, json: bool) -> Result<(), Failure> {
     let settings = show::settings(loaded)?;
     let text = if json { serde_json::to_string_pretty(&settings)? + "\n" } else { show::table(&settings) };
     print(text.as_bytes())
+}
+
+fn put_under_load(options: &load::Options) -> Result<(), Failure> {
+    let report = load::run(options)?;
+    let text = if options.json { serde_json::to_string(&report)? + "\n" } else { report.to_string() };
+    print(text.as_bytes())?;
+    if report.passed() { Ok(()) } else { Err(Failure::DoesNotAddUp) }
 }
 
 /// A reader that has seen enough, such as `head`, is no failure.
