@@ -28,6 +28,8 @@ pub(crate) struct Pace {
     pub(crate) finished: i64,
     /// Event streams.
     pub(crate) streams: u32,
+    /// Options of the benches of the parts.
+    pub(crate) criterion: &'static [&'static str],
 }
 
 impl Pace {
@@ -42,6 +44,7 @@ impl Pace {
         kills: 10,
         finished: 1_000_000,
         streams: 10_000,
+        criterion: &[],
     };
 
     /// To see that everything works; the figures mean nothing.
@@ -55,6 +58,7 @@ impl Pace {
         kills: 2,
         finished: 2_000,
         streams: 100,
+        criterion: &["--warm-up-time", "0.1", "--measurement-time", "0.2", "--sample-size", "10"],
     };
 }
 

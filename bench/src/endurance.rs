@@ -1,5 +1,8 @@
 //! How long, how much too much, how large, how many listeners, and through how many deaths.
 
+use std::fs::File;
+use std::io::Write as _;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
@@ -8,15 +11,18 @@ use crate::Error;
 use crate::bench::Bench;
 use crate::load::{Latency, Load, Run};
 use crate::rates::{CUSTOMERS, at_the_peak};
-use crate::record::{Asked, Figure, Findings, Series, Unit};
+use crate::record::{Asked, Figure, Findings, Series, Unit, median};
 use crate::server::Shop;
 
 /// Rows that a long series has at most.
 const ROWS: u32 = 40;
 /// Connections of an open loop: enough that none has to wait for a free one.
 const CONNECTIONS: u32 = 1_024;
-/// How long a database is filled at a time.
-const FILL: Duration = Duration::from_secs(10);
+/// Connections of an overload: as many requests are at the shop at once.
+const CONNECTIONS_TOO_MANY: u32 = 4_096;
+/// Writes that the disk is tried with, and the bytes of each.
+const DISK_WRITES: usize = 100;
+const DISK_WRITE_BYTES: usize = 4_096;
 /// The gauges that are looked at during a long run.
 const GAUGES: [&str; 2] = ["saga_in_flight", "saga_oldest_unfinished_seconds"];
 
@@ -25,14 +31,33 @@ pub(crate) async fn lone(bench: &Bench) -> Result<Findings, Error> {
     let shop = bench.shop("lone").await?;
     let options = "--buyers 1 --until completed";
     let what = "completion of a lone purchase";
-    latencies(bench, &shop, options, what, [("p50", Some(3.0)), ("p99", None)]).await
+    let mut findings = latencies(bench, &shop, options, what, [("p50", Some(3.0)), ("p99", None)]).await?;
+    let file = bench.work.join("disk");
+    let times = tokio::task::spawn_blocking(move || disk(&file)).await??;
+    findings.figures.push(Figure::new("a write that is made durable, on the same disk", Unit::Millis, times));
+    findings.notes.push(
+        "A purchase waits for five of them: acceptance, stock, order, payment, and its end.".to_owned(),
+    );
+    Ok(findings)
+}
+
+/// How long the disk takes to make a write durable, in milliseconds each.
+fn disk(path: &Path) -> std::io::Result<Vec<f64>> {
+    let mut file = File::create(path)?;
+    let mut write = || {
+        let begun = Instant::now();
+        file.write_all(&[7; DISK_WRITE_BYTES])?;
+        file.sync_data()?;
+        Ok(begun.elapsed().as_secs_f64() * 1e3)
+    };
+    (0..DISK_WRITES).map(|_| write()).collect()
 }
 
 /// An open loop at a fifth of the peak.
 pub(crate) async fn fifth(bench: &Bench) -> Result<Findings, Error> {
     let rate = bench.peak()? / 5.0;
     let shop = bench.shop("fifth").await?;
-    let options = open_loop(rate);
+    let options = open_loop(rate, CONNECTIONS);
     let what = "completion at a fifth of the peak";
     let mut findings =
         latencies(bench, &shop, &options, what, [("p50", Some(5.0)), ("p99", Some(25.0))]).await?;
@@ -40,8 +65,8 @@ pub(crate) async fn fifth(bench: &Bench) -> Result<Findings, Error> {
     Ok(findings)
 }
 
-fn open_loop(rate: f64) -> String {
-    format!("--rate {rate:.0} --buyers {CONNECTIONS} --customers {CUSTOMERS}")
+fn open_loop(rate: f64, connections: u32) -> String {
+    format!("--rate {rate:.0} --buyers {connections} --customers {CUSTOMERS}")
 }
 
 async fn latencies(
@@ -71,7 +96,8 @@ pub(crate) async fn steady(bench: &Bench) -> Result<Findings, Error> {
     let rate = bench.peak()? / 2.0;
     let shop = bench.shop("steady").await?;
     let file = bench.work.join("steady.ndjson");
-    let load = bench.load_for(&shop.server.base, bench.pace.steady).with(&open_loop(rate)).series(&file);
+    let load = bench.load_for(&shop.server.base, bench.pace.steady).with(&open_loop(rate, CONNECTIONS));
+    let load = load.series(&file);
     let finish = load.start()?.finish();
     tokio::pin!(finish);
     let begun = Instant::now();
@@ -109,7 +135,8 @@ pub(crate) async fn steady(bench: &Bench) -> Result<Findings, Error> {
                 .beside(quarter(&seen, 1)),
         ],
         notes: vec![format!(
-            "Open loop, {rate:.0} a second for {} s; beside its rate: what was asked for.",
+            "Open loop, {rate:.0} a second for {} s; beside its rate: what was asked for. The latencies are of the second \
+             closest to each look. What waits in the bus and for the databases is no metric of the shop: purchases under way bound it.",
             bench.pace.steady.as_secs()
         )],
         series: Some(Series { columns, rows: seen }),
@@ -147,7 +174,7 @@ pub(crate) async fn overload(bench: &Bench) -> Result<Findings, Error> {
     let mut findings = Findings::default();
     // The peak of this hour, beside which the overload is judged.
     let usual = bench.load(&shop.server.base).with(&at_the_peak()).run().await?;
-    let options = format!("{} --verify", open_loop(3.0 * peak));
+    let options = format!("{} --verify", open_loop(3.0 * peak, CONNECTIONS_TOO_MANY));
     let load = bench.load_for(&shop.server.base, bench.pace.overload).with(&options);
     let run = load.run().await?;
     findings.figures = vec![
@@ -159,8 +186,10 @@ pub(crate) async fn overload(bench: &Bench) -> Result<Findings, Error> {
         .beside([usual.completed_per_second()?])
         .asked(Asked::RatioAtLeast(0.9)),
         Figure::new("requests offered", Unit::PerSecond, [run.offered_per_second()?]).beside([3.0 * peak]),
+        Figure::new("refused with 503 or 429", Unit::PerSecond, [run.refused_per_second()?]),
+        Figure::new("never sent: no connection was free", Unit::PerSecond, [run.not_sent_per_second()?]),
         Figure::new(
-            "completion of what was accepted, p99",
+            "completion of what was accepted, p99, from when it was due",
             Unit::Millis,
             [run.latency(Latency::Completion, "p99")?],
         ),
@@ -191,10 +220,9 @@ pub(crate) async fn streams(bench: &Bench) -> Result<Findings, Error> {
     // Once before anything is measured, so that what a busy shop keeps is there.
     bench.load(&shop.server.base).with(&at_the_peak()).run().await?;
     shop.quiet().await?;
-    let before = shop.server.memory()?.resident;
-    let idle = format!("--rate 1 --buyers 1 --streams {streams}");
-    let load = bench.load(&shop.server.base).with(&idle);
-    let (run, most) = most_memory(&shop, load).await?;
+    let before = shop.server.memory()?.resident as f64;
+    let load = bench.load(&shop.server.base).with(&format!("--rate 1 --buyers 1 --streams {streams}"));
+    let (run, listening) = memory_while_measured(bench, &shop, load).await?;
     findings.raw.push(run.raw());
     for _ in 0..bench.pace.rounds {
         for (options, rates) in [(format!("--streams {streams}"), &mut with), (String::new(), &mut without)] {
@@ -203,7 +231,7 @@ pub(crate) async fn streams(bench: &Bench) -> Result<Findings, Error> {
             findings.raw.push(run.raw());
         }
     }
-    let each = most.saturating_sub(before) as f64 / f64::from(streams);
+    let each = (listening - before) / f64::from(streams);
     findings.figures = vec![
         Figure::new("memory per listening client", Unit::Bytes, [each]),
         Figure::new(format!("completed purchases with {streams} event streams open"), Unit::PerSecond, with)
@@ -216,18 +244,23 @@ pub(crate) async fn streams(bench: &Bench) -> Result<Findings, Error> {
     Ok(findings)
 }
 
-/// Runs a load, and looks how much memory the shop has at most meanwhile.
-async fn most_memory(shop: &Shop, load: Load) -> Result<(Run, u64), Error> {
+/// Runs a load, and tells how much memory the shop had while it was measured, in bytes: the median of many looks.
+async fn memory_while_measured(bench: &Bench, shop: &Shop, load: Load) -> Result<(Run, f64), Error> {
+    const LOOK: Duration = Duration::from_millis(100);
     let finish = load.start()?.finish();
     tokio::pin!(finish);
-    let mut looks = tokio::time::interval(Duration::from_millis(100));
-    let mut most = 0;
-    loop {
+    let mut looks = tokio::time::interval(LOOK);
+    let mut seen = Vec::new();
+    let run = loop {
         tokio::select! {
-            run = &mut finish => return Ok((run?, most)),
-            _ = looks.tick() => most = most.max(shop.server.memory()?.resident),
+            run = &mut finish => break run?,
+            _ = looks.tick() => seen.push(shop.server.memory()?.resident as f64),
         }
-    }
+    };
+    // What is measured is the end of the run. Before it customers sign up, whose passwords take memory to hash.
+    let measured = bench.pace.measure.as_millis() / LOOK.as_millis();
+    let measured = seen.len().saturating_sub(measured as usize);
+    Ok((run, median(&seen[measured..]).ok_or("the run was too short to look at it")?))
 }
 
 /// A large database beside an empty one.
@@ -236,7 +269,7 @@ pub(crate) async fn million(bench: &Bench) -> Result<Findings, Error> {
     let mut findings = Findings::default();
     let mut finished = 0;
     while finished < bench.pace.finished {
-        let run = bench.load_for(&large.server.base, FILL).with(&at_the_peak()).run().await?;
+        let run = bench.load(&large.server.base).with(&at_the_peak()).run().await?;
         finished += run.completed_in_all()? as i64;
     }
     let (mut rates, mut empty_rates) = (vec![], vec![]);
@@ -265,7 +298,10 @@ pub(crate) async fn crash(bench: &Bench) -> Result<Findings, Error> {
     let load = bench.load_for(&shop.server.base, bench.pace.crash).with(&options);
     let finish = load.start()?.finish();
     tokio::pin!(finish);
-    selling(&shop).await?;
+    tokio::select! {
+        begun = selling(&shop) => begun?,
+        run = &mut finish => return Err(format!("nothing was bought: {}", run?.raw()).into()),
+    }
     let pause = bench.pace.crash / (bench.pace.kills + 1);
     let mut down = Vec::new();
     let mut killed = 0;

@@ -137,6 +137,36 @@ impl Run {
         Ok(self.number("/measured/offered")? / self.number("/measured_seconds")?)
     }
 
+    /// Answers 503 and 429 a second.
+    ///
+    /// # Errors
+    /// When it does not say how long it measured.
+    pub(crate) fn refused_per_second(&self) -> Result<f64, Error> {
+        Ok(self.errors_per_second("503")? + self.errors_per_second("429")?)
+    }
+
+    /// Requests a second that were due and found no free connection to the end.
+    ///
+    /// # Errors
+    /// When it does not say how long it measured.
+    pub(crate) fn not_sent_per_second(&self) -> Result<f64, Error> {
+        self.errors_per_second("not_sent")
+    }
+
+    /// Processor time of the load generator for each answer of success, in microseconds.
+    ///
+    /// # Errors
+    /// When it does not say.
+    pub(crate) fn own_micros_per_answer(&self) -> Result<f64, Error> {
+        self.number("/load_generator_us_per_accepted")
+    }
+
+    /// Only the kinds that there were are in what it said.
+    fn errors_per_second(&self, kind: &str) -> Result<f64, Error> {
+        let count = self.said.pointer(&format!("/measured/errors/{kind}")).and_then(Value::as_f64);
+        Ok(count.unwrap_or_default() / self.number("/measured_seconds")?)
+    }
+
     /// Answers of success from the beginning of the warm-up on.
     ///
     /// # Errors

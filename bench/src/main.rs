@@ -47,6 +47,9 @@ struct Arguments {
     /// Run what takes longer, too
     #[arg(long)]
     long: bool,
+    /// Measure nothing; make the page again from the records that are there
+    #[arg(long, conflicts_with_all = ["long", "scenarios"])]
+    render: bool,
     /// Run these only; the page is made again with what is there of the others
     #[arg(value_name = "NAME", value_parser = scenario)]
     scenarios: Vec<Scenario>,
@@ -63,7 +66,9 @@ impl Arguments {
     /// What to run, in the order in which it can be run.
     fn chosen(&self) -> impl Iterator<Item = Scenario> {
         let wanted = |scenario: &Scenario| {
-            if self.scenarios.is_empty() {
+            if self.render {
+                false
+            } else if self.scenarios.is_empty() {
                 self.long || !scenario.is_long()
             } else {
                 self.scenarios.contains(scenario)
@@ -103,6 +108,10 @@ async fn run(arguments: &Arguments) -> Result<(), Error> {
         results,
         pace: if arguments.quick { Pace::QUICK } else { Pace::FULL },
     };
+    // What a run before has left that was killed.
+    if bench.work.exists() {
+        std::fs::remove_dir_all(&bench.work)?;
+    }
     std::fs::create_dir_all(&bench.work)?;
     let taken = Taken { date: machine::date(Clock::system().now()), commit: commit(root)? };
     let mut failed = Vec::new();
@@ -161,6 +170,7 @@ mod tests {
     fn names_choose() {
         Arguments::command().debug_assert();
         assert_eq!(chosen("--long").len(), Scenario::ALL.len());
+        assert!(chosen("--render --quick").is_empty());
         assert!(!chosen("").contains(&"steady") && chosen("").contains(&"parts"));
         assert_eq!(chosen("crash purchase"), ["purchase", "crash"], "in the order in which they can be run");
         let refused = Arguments::try_parse_from(["bench", "all"]).err().map(|error| error.to_string());

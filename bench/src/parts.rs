@@ -7,7 +7,7 @@ use serde::Deserialize;
 use tokio::process::Command;
 
 use crate::Error;
-use crate::bench::{Bench, Pace};
+use crate::bench::Bench;
 use crate::record::{Figure, Findings, Unit};
 
 /// What criterion says of a benchmark: `benchmark.json` beside `estimates.json`.
@@ -42,9 +42,7 @@ pub(crate) async fn parts(bench: &Bench) -> Result<Findings, Error> {
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let mut command = Command::new(cargo);
     command.args(["bench", "--locked", "--package", "bench", "--bench", "parts", "--"]);
-    if bench.pace.measure < Pace::FULL.measure {
-        command.args(["--warm-up-time", "0.1", "--measurement-time", "0.2", "--sample-size", "10"]);
-    }
+    command.args(bench.pace.criterion);
     command.current_dir(&bench.root).env("CRITERION_HOME", &home).stdin(Stdio::null()).kill_on_drop(true);
     let status = command.status().await?;
     if !status.success() {

@@ -24,16 +24,19 @@ pub(crate) async fn purchase(bench: &Bench) -> Result<Findings, Error> {
     let (mut ended, mut ended_beside) = (Vec::new(), Vec::new());
     let (mut answered, mut answered_beside) = (Vec::new(), Vec::new());
     let (mut cpu, mut cpu_beside) = (Vec::new(), Vec::new());
+    let (mut load_cpu, mut load_cpu_beside) = (Vec::new(), Vec::new());
     for _ in 0..bench.pace.rounds {
         let load = bench.load(&shop.server.base).with(&at_the_peak()).start()?;
         let (run, cost) = cost_of_a_purchase(&shop, load).await?;
         ended.push(run.completed_per_second()?);
         cpu.push(micros(cost));
+        load_cpu.push(run.own_micros_per_answer()?);
         findings.raw.push(run.raw());
 
         let (run, cost) = bare_purchases(bench, &bare, 512).await?;
         ended_beside.push(run.accepted_per_second()?);
         cpu_beside.push(micros(cost));
+        load_cpu_beside.push(run.own_micros_per_answer()?);
         findings.raw.push(run.raw());
 
         let waits_for_answer = format!("--buyers 128 --customers {CUSTOMERS} --until accepted");
@@ -54,6 +57,8 @@ pub(crate) async fn purchase(bench: &Bench) -> Result<Findings, Error> {
         rate(PEAK, ended, ended_beside),
         rate("completed purchases, 128 buyers who wait for the answer", answered, answered_beside),
         Figure::new("processor time of the server per purchase", Unit::Micros, cpu).beside(cpu_beside),
+        Figure::new("processor time of the load generator per purchase", Unit::Micros, load_cpu)
+            .beside(load_cpu_beside),
         Figure::new("peak memory of the process", Unit::Bytes, peak_memory(&shop.server)?)
             .beside(peak_memory(&bare)?),
         Figure::new("size of the program", Unit::Bytes, [binary]),

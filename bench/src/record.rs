@@ -22,8 +22,6 @@ pub(crate) enum Unit {
     Bytes,
     /// Things.
     Count,
-    /// A part of one.
-    Share,
 }
 
 /// What is asked of a figure.

@@ -47,6 +47,7 @@ cargo xtask bench                # everything that takes minutes
 cargo xtask bench --long         # and what takes longer: ten minutes, a million purchases, overload, 10,000 streams, kills
 cargo xtask bench NAME...        # one scenario again; the other records stay
 cargo xtask bench --quick        # whether it works: figures that mean nothing, in target/bench/quick
+cargo xtask bench --render       # measures nothing, writes this page again
 ```
 
 The raw results are in `target/bench`, one file a scenario. Load generator, shop and bare server share one machine, over
@@ -148,7 +149,6 @@ fn quantity(value: f64, unit: Unit) -> String {
     let (steps, base): (&[&str], f64) = match unit {
         Unit::PerSecond => return format!("{}/s", digits(value)),
         Unit::Count => return digits(value),
-        Unit::Share => return format!("{} %", digits(value * 100.0)),
         Unit::Millis => (&["ms", "s"], 1000.0),
         Unit::Micros => (&["us", "ms", "s"], 1000.0),
         Unit::Nanos => (&["ns", "us", "ms", "s"], 1000.0),
@@ -196,7 +196,6 @@ mod tests {
         for (value, unit, text) in [
             (81_234.4, Unit::PerSecond, "81,234/s"),
             (3.456, Unit::PerSecond, "3.46/s"),
-            (0.25, Unit::Share, "25 %"),
             (1_500.0, Unit::Millis, "1.50 s"),
             (12.34, Unit::Millis, "12.3 ms"),
             (950.0, Unit::Micros, "950 us"),

@@ -21,9 +21,10 @@ usage: cargo xtask COMMAND
   test            install what the tests need (Debian packages), then run every test, doc tests included
   ci              check the format, lint, check the dependencies (if cargo-deny is installed), then test
   mutants [NAME]  put each known bug (or the one of this name) into a copy of the tree, and see a test fail
-  bench [--quick | --long] [NAME...]
-                  measure the shop beside a bare server, all that takes minutes or these scenarios, and write
-                  docs/performance.md; --long: what takes longer, too; --quick: only see that it works
+  bench [--quick] [--long | --render | NAME...]
+                  measure the shop beside a bare server, by all scenarios that take minutes or by those named, and
+                  write docs/performance.md
+                  --long: the longer ones, too; --quick: see that it works; --render: write the page, measure nothing
 ";
 
 fn main() -> ExitCode {
