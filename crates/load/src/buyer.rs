@@ -129,7 +129,7 @@ impl Buyer {
             let pause = self.backoff.next(asked);
             if key.is_none() || again.is_none() {
                 if lost {
-                    self.unsure(cart, now);
+                    self.desk.unknown(cart, self.customer, now);
                 }
                 return Sent::Failed(pause);
             }
@@ -137,7 +137,7 @@ impl Buyer {
                 () = tokio::time::sleep(pause) => {}
                 () = desk.over.cancelled() => {
                     if lost {
-                        self.unsure(cart, now);
+                        self.desk.unknown(cart, self.customer, now);
                     }
                     return Sent::Failed(pause);
                 }
@@ -150,17 +150,12 @@ impl Buyer {
     fn bought(&mut self, due: Instant, cart: u32, answer: &Answer, now: Instant) -> Sent {
         let Ok(Bought { purchase_id }) = serde_json::from_slice(&answer.body) else {
             self.desk.recorder.borrow_mut().failed(now, Failure::Unreadable);
-            self.unsure(cart, now);
+            self.desk.unknown(cart, self.customer, now);
             return Sent::Failed(self.backoff.next(None));
         };
         let purchase = Accepted { due, cart, customer: self.customer, buyer: self.place };
         self.desk.accepted(purchase_id, purchase, now);
         Sent::Accepted
-    }
-
-    fn unsure(&self, cart: u32, now: Instant) {
-        self.desk.recorder.borrow_mut().unknown(now);
-        self.desk.ledger.borrow_mut().unsure(cart);
     }
 
     async fn read(&mut self, due: Instant) -> Sent {

@@ -13,7 +13,7 @@ use crate::ledger::Ledger;
 use crate::options::{Options, Until};
 use crate::record::Recorder;
 use crate::told;
-use crate::tracker::{Accepted, Ended, SameId, Tracker};
+use crate::tracker::{Accepted, Ended, Outcome, SameId, Tracker};
 
 /// What all threads share, and none changes.
 #[derive(Debug)]
@@ -109,6 +109,19 @@ impl Desk {
             () = self.ended[buyer as usize].notified() => {}
             () = self.over.cancelled() => {}
         }
+    }
+
+    /// Nobody knows whether a request had an effect.
+    pub(crate) fn unknown(&self, cart: u32, customer: u32, now: Instant) {
+        self.recorder.borrow_mut().unknown(now);
+        self.ledger.borrow_mut().unknown(cart, self.first_customer + customer);
+    }
+
+    /// Purchases that streams told the ends of and no answer named: id, place of the customer among all, outcome.
+    pub(crate) fn unanswered(&self) -> Vec<(u64, u32, Outcome)> {
+        let tracker = self.tracker.borrow();
+        let of_all = |(id, customer, outcome)| (id, self.first_customer + customer, outcome);
+        tracker.unanswered().map(of_all).collect()
     }
 
     fn finish(&self, ended: Ended, polled: bool) {

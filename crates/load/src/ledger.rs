@@ -10,6 +10,9 @@ use crate::tracker::Outcome;
 /// Purchases whose orders and payments are checked, in all.
 pub(crate) const SAMPLE: usize = 100_000;
 
+/// Requests of unknown effect of one thread that are remembered, 8 bytes each. More are counted.
+const MAX_UNKNOWN: usize = 65_536;
+
 /// A purchase that has ended. 16 bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Entry {
@@ -53,6 +56,16 @@ pub(crate) struct Ledger {
     dice: Rng,
     /// Ids that were given to two purchases.
     pub(crate) same_ids: Vec<u64>,
+    /// Requests that may have had an effect, or not.
+    pub(crate) unknown: Vec<Unknown>,
+}
+
+/// A request that may have had an effect, or not.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Unknown {
+    pub(crate) cart: u32,
+    /// The customer's place among all of the run.
+    pub(crate) customer: u32,
 }
 
 impl Ledger {
@@ -65,6 +78,7 @@ impl Ledger {
             most,
             dice: Rng::with_seed(seed),
             same_ids: Vec::new(),
+            unknown: Vec::new(),
         }
     }
 
@@ -100,6 +114,31 @@ impl Ledger {
         self.sales[cart as usize].unsure += 1;
     }
 
+    /// Nobody knows whether a request had an effect. It can be resolved, if there is room to remember it.
+    pub(crate) fn unknown(&mut self, cart: u32, customer: u32) {
+        self.unsure(cart);
+        if self.unknown.len() < MAX_UNKNOWN {
+            self.unknown.push(Unknown { cart, customer });
+        }
+    }
+
+    /// It turns out that one of these customer's requests of unknown effect was a purchase with these products.
+    /// Whether there is one that fits.
+    pub(crate) fn resolve(
+        &mut self,
+        id: u64,
+        customer: u32,
+        outcome: Outcome,
+        has_products: impl Fn(u32) -> bool,
+    ) -> bool {
+        let fits = |unknown: &Unknown| unknown.customer == customer && has_products(unknown.cart);
+        let Some(place) = self.unknown.iter().position(fits) else { return false };
+        let Unknown { cart, .. } = self.unknown.swap_remove(place);
+        self.sales[cart as usize].unsure -= 1;
+        self.ended(id, cart, customer, outcome);
+        true
+    }
+
     /// An id was given to two purchases.
     pub(crate) fn same_id(&mut self, id: u64) {
         self.same_ids.push(id);
@@ -114,6 +153,7 @@ impl Ledger {
         self.entries.extend(other.entries);
         self.ended += other.ended;
         self.same_ids.extend(other.same_ids);
+        self.unknown.extend(other.unknown);
     }
 
     /// The sales of each cart.
@@ -159,6 +199,19 @@ mod tests {
         assert_eq!(ledger.sales(), [Sales { committed: 2, unsure: 0 }, Sales { committed: 0, unsure: 2 }]);
         assert_eq!(ledger.entries().iter().map(|entry| entry.id).collect::<Vec<_>>(), [1, 2, 4]);
         assert_eq!((ledger.ended_count(), ledger.same_ids), (3, vec![4]));
+    }
+
+    #[test]
+    fn a_request_of_unknown_effect_is_resolved_once() {
+        let mut ledger = Ledger::new(2, 10, 1);
+        ledger.unknown(0, 5);
+        ledger.unknown(1, 5);
+        assert!(!ledger.resolve(7, 6, Outcome::Committed, |_| true), "another customer");
+        assert!(!ledger.resolve(7, 5, Outcome::Committed, |_| false), "another cart");
+        assert!(ledger.resolve(7, 5, Outcome::Committed, |cart| cart == 1));
+        assert!(!ledger.resolve(8, 5, Outcome::Committed, |cart| cart == 1));
+        assert_eq!(ledger.sales(), [Sales { committed: 0, unsure: 1 }, Sales { committed: 1, unsure: 0 }]);
+        assert_eq!(ledger.entries(), [Entry::new(7, 1, 5, true)]);
     }
 
     #[test]

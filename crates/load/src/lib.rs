@@ -4,7 +4,7 @@
 //! - Threads share nothing while they measure: each has its own customers, connections and histograms (`worker`, `desk`, `record`).
 //! - What decides is pure: `schedule` (when), `carts` (what), `sse` and `told` (what an event says), `tracker` (when a purchase has
 //!   ended), `ledger` (what has to add up), `report`.
-//! - What does I/O is thin: `http1`, `buyer`, `follow`, `poll`, `ask`, `setup`, `verify`.
+//! - What does I/O is thin: `http1`, `buyer`, `follow`, `poll`, `ask`, `setup`, `resolve`, `verify`.
 //!
 //! What never happens: a request that was due and is neither sent nor counted; a latency measured from later than the request
 //! was due; an end that is counted twice; memory that grows with the length of a run.
@@ -25,6 +25,7 @@ mod pacer;
 mod poll;
 mod record;
 mod report;
+mod resolve;
 mod run;
 mod schedule;
 mod setup;

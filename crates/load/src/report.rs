@@ -40,6 +40,8 @@ pub struct Report {
     total: Tally,
     /// Purchases that were accepted and whose end was not learned.
     unresolved: u64,
+    /// Of the requests of unknown effect, those that turned out to have had one.
+    resolved: u64,
     /// Processor time of the load generator in the measured time, in cores.
     #[serde(skip_serializing_if = "Option::is_none")]
     load_generator_cores: Option<f64>,
@@ -124,6 +126,7 @@ pub(crate) struct Facts<'a> {
     pub(crate) options: &'a Options,
     pub(crate) recorder: &'a Recorder,
     pub(crate) unresolved: u64,
+    pub(crate) resolved: u64,
     /// How long was measured.
     pub(crate) measured: Duration,
     /// Processor time in that time.
@@ -134,7 +137,7 @@ pub(crate) struct Facts<'a> {
 
 impl Report {
     pub(crate) fn new(facts: Facts<'_>) -> Report {
-        let Facts { options, recorder, unresolved, measured, cpu, interrupted, verdict } = facts;
+        let Facts { options, recorder, unresolved, resolved, measured, cpu, interrupted, verdict } = facts;
         let (window, seconds) = (&recorder.window, measured.as_secs_f64());
         let per_second = |count: u64| if seconds > 0.0 { count as f64 / seconds } else { 0.0 };
         let cpu = cpu.map(|cpu| cpu.as_secs_f64());
@@ -159,6 +162,7 @@ impl Report {
             measured: Tally::of(&window.counts),
             total: Tally::of(&recorder.total),
             unresolved,
+            resolved,
             load_generator_cores: cpu.filter(|_| seconds > 0.0).map(|cpu| rounded(cpu / seconds, 3)),
             load_generator_us_per_accepted: cpu
                 .filter(|_| window.counts.accepted > 0)
@@ -219,6 +223,11 @@ impl fmt::Display for Report {
         if self.follows {
             line(f, "ends not learned", &self.unresolved.to_string())?;
         }
+        if self.total.unknown > 0 {
+            let text =
+                format!("{}, of which {} turned out to have had one", self.total.unknown, self.resolved);
+            line(f, "of unknown effect", &text)?;
+        }
         line(f, "errors", &self.errors())?;
         if let (Some(cores), Some(micros)) = (self.load_generator_cores, self.load_generator_us_per_accepted)
         {
@@ -266,7 +275,6 @@ impl fmt::Display for Tally {
             (self.not_rolled_back, "not rolled back"),
             (self.polled, "of the ends asked for"),
             (self.resent, "sent again"),
-            (self.unknown, "of unknown effect"),
         ] {
             if count > 0 {
                 write!(text, ", {count} {name}")?;

@@ -6,18 +6,16 @@ use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use http::HeaderValue;
 use tokio::signal::ctrl_c;
 use tokio::sync::{mpsc, watch};
 
 use crate::carts::{Carts, Products};
 use crate::cpu;
 use crate::desk::Plan;
-use crate::ledger::Ledger;
 use crate::live::Live;
-use crate::options::{Conflict, Options, Scenario};
-use crate::record::Recorder;
+use crate::options::{Conflict, Options};
 use crate::report::{Facts, Report};
+use crate::resolve::resolve;
 use crate::setup::{self, SetupFailed, Tokens};
 use crate::verify::verify;
 use crate::worker::{Harvest, Message, Share, Stage, work};
@@ -26,6 +24,9 @@ use crate::worker::{Harvest, Message, Share, Stage, work};
 const OTHER_FILES: u64 = 128;
 /// Between the decision to begin and the beginning, so that all threads begin together.
 const RUN_UP: Duration = Duration::from_millis(20);
+
+/// How often it is looked whether a thread has failed before it was ready.
+const LOOK_AFTER_THREADS: Duration = Duration::from_millis(100);
 
 /// Why there is no result.
 #[derive(Debug, thiserror::Error)]
@@ -91,9 +92,6 @@ async fn lead(options: &Options, live: &mut Live) -> Result<Report, Error> {
     let target = &options.url;
     let (buying, listening) = (options.buying_customers(), options.listening_customers());
     let mut products = Products::planned(options);
-    if options.scenario == Scenario::Catalogue {
-        products.all_mut().iter_mut().for_each(|product| product.id = 0);
-    }
     setup::products(target, products.all_mut(), options.admin_token.as_deref(), run).await?;
     let mut customers = setup::customers(target, buying + listening, run).await?;
     let listeners = customers.split_off(buying as usize);
@@ -103,7 +101,7 @@ async fn lead(options: &Options, live: &mut Live) -> Result<Report, Error> {
     let (stage, _) = watch::channel(Stage::Preparing);
     let (sender, mut messages) = mpsc::unbounded_channel();
     let threads = spawn(&plan, customers, listeners, &stage, sender)?;
-    let mut end = wait_ready(&mut messages, options.threads()).await;
+    let mut end = wait_ready(&mut messages, &threads).await;
 
     let begin = Instant::now() + RUN_UP;
     let window = begin + options.warm_up;
@@ -150,13 +148,18 @@ async fn lead(options: &Options, live: &mut Live) -> Result<Report, Error> {
     }
     let _ = live.finish();
 
-    let (recorder, ledger, unresolved, bearers) = gather(threads)?;
+    let mut harvest = gather(threads)?;
+    let resolved = resolve(&plan, &mut harvest).await;
     let measured = end.unwrap_or(until).min(until).saturating_duration_since(window);
     let cpu =
         cpu_before.zip(cpu_after).map(|(before, after): (Duration, Duration)| after.saturating_sub(before));
-    let verdict = if options.verify { Some(verify(&plan, &ledger, &bearers).await) } else { None };
+    let verdict =
+        if options.verify { Some(verify(&plan, &harvest.ledger, &harvest.bearers).await) } else { None };
     let interrupted = end.is_some();
-    Ok(Report::new(Facts { options, recorder: &recorder, unresolved, measured, cpu, interrupted, verdict }))
+    let Harvest { recorder, unresolved, .. } = &harvest;
+    let facts =
+        Facts { options, recorder, unresolved: *unresolved, resolved, measured, cpu, interrupted, verdict };
+    Ok(Report::new(facts))
 }
 
 fn tell(
@@ -171,15 +174,17 @@ fn tell(
 }
 
 /// Waits until every thread has its streams. If it is interrupted, the time of that.
-async fn wait_ready(messages: &mut mpsc::UnboundedReceiver<Message>, threads: u32) -> Option<Instant> {
+async fn wait_ready(messages: &mut mpsc::UnboundedReceiver<Message>, threads: &[Thread]) -> Option<Instant> {
     let mut ready = 0;
-    while ready < threads {
+    // A thread that has failed is never ready.
+    while ready < threads.len() && !threads.iter().any(JoinHandle::is_finished) {
         tokio::select! {
             message = messages.recv() => match message {
                 Some(Message::Ready) => ready += 1,
                 Some(Message::Second { .. }) => {}
                 None => return None,
             },
+            () = tokio::time::sleep(LOOK_AFTER_THREADS) => {}
             _ = ctrl_c() => return Some(Instant::now()),
         }
     }
@@ -227,20 +232,13 @@ fn spawn(
 }
 
 /// What all threads have measured, put together.
-fn gather(threads: Vec<Thread>) -> Result<(Recorder, Ledger, u64, Vec<HeaderValue>), Error> {
-    let mut sum: Option<(Recorder, Ledger, u64, Vec<HeaderValue>)> = None;
+fn gather(threads: Vec<Thread>) -> Result<Harvest, Error> {
+    let mut sum: Option<Harvest> = None;
     for thread in threads {
         let harvest = thread.join().map_err(|_| Error::ThreadFailed)?.map_err(Error::Threads)?;
         match &mut sum {
-            None => {
-                sum = Some((harvest.recorder, harvest.ledger, harvest.unresolved, harvest.bearers));
-            }
-            Some((recorder, ledger, unresolved, bearers)) => {
-                recorder.add(&harvest.recorder);
-                ledger.add(harvest.ledger);
-                *unresolved += harvest.unresolved;
-                bearers.extend(harvest.bearers);
-            }
+            None => sum = Some(harvest),
+            Some(sum) => sum.add(harvest),
         }
     }
     sum.ok_or(Error::ThreadFailed)

@@ -56,7 +56,7 @@ impl fmt::Display for Verdict {
             f,
             "{:>24}  {}: the stock of {} products, order and payment of {} purchases ({sample})",
             "verified",
-            if self.passed() { "it adds up".to_owned() } else { format!("{} VIOLATIONS", self.violations) },
+            if self.passed() { "it adds up".to_owned() } else { format!("violations: {}", self.violations) },
             self.products_checked,
             self.purchases_checked,
         )?;

@@ -22,6 +22,7 @@ use crate::poll::poll;
 use crate::record::{Failure, Measured, Recorder};
 use crate::schedule::Schedule;
 use crate::setup::Tokens;
+use crate::tracker::Outcome;
 
 /// Requests of an open loop that may wait for a free connection, on one thread. What is due beyond it is counted as not sent.
 const MAX_WAITING: usize = 65_536;
@@ -83,8 +84,21 @@ pub(crate) struct Harvest {
     pub(crate) ledger: Ledger,
     /// Purchases that were accepted and whose end is not known.
     pub(crate) unresolved: u64,
+    /// Purchases that streams told the ends of and no answer named.
+    pub(crate) unanswered: Vec<(u64, u32, Outcome)>,
     /// Its customers' newest access tokens.
     pub(crate) bearers: Vec<http::HeaderValue>,
+}
+
+impl Harvest {
+    /// Puts another thread's to this one. The order of threads is that of their customers.
+    pub(crate) fn add(&mut self, other: Harvest) {
+        self.recorder.add(&other.recorder);
+        self.ledger.add(other.ledger);
+        self.unresolved += other.unresolved;
+        self.unanswered.extend(other.unanswered);
+        self.bearers.extend(other.bearers);
+    }
 }
 
 /// Does a thread's share.
@@ -208,6 +222,7 @@ fn harvest(desk: &Desk) -> Harvest {
         recorder: desk.recorder.borrow().clone(),
         ledger,
         unresolved,
+        unanswered: desk.unanswered(),
         bearers: desk.customers.iter().map(Customer::bearer).collect(),
     }
 }
