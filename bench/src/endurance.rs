@@ -135,8 +135,9 @@ pub(crate) async fn steady(bench: &Bench) -> Result<Findings, Error> {
                 .beside(quarter(&seen, 1)),
         ],
         notes: vec![format!(
-            "Open loop, {rate:.0} a second for {} s; beside its rate: what was asked for. The latencies are of the second \
-             closest to each look. What waits in the bus and for the databases is no metric of the shop: purchases under way bound it.",
+            "Open loop, {rate:.0} a second for {} s; beside its rate: what was asked for. The latencies are of the \
+             second closest to each look. What waits in the bus and for the databases is no metric of the shop: \
+             purchases under way bound it.",
             bench.pace.steady.as_secs()
         )],
         series: Some(Series { columns, rows: seen }),
@@ -185,7 +186,8 @@ pub(crate) async fn overload(bench: &Bench) -> Result<Findings, Error> {
         )
         .beside([usual.completed_per_second()?])
         .asked(Asked::RatioAtLeast(0.9)),
-        Figure::new("requests offered", Unit::PerSecond, [run.offered_per_second()?]).beside([3.0 * peak]),
+        Figure::new("requests that were due", Unit::PerSecond, [run.offered_per_second()?])
+            .beside([3.0 * peak]),
         Figure::new("refused with 503 or 429", Unit::PerSecond, [run.refused_per_second()?]),
         Figure::new("never sent: no connection was free", Unit::PerSecond, [run.not_sent_per_second()?]),
         Figure::new(
@@ -196,7 +198,8 @@ pub(crate) async fn overload(bench: &Bench) -> Result<Findings, Error> {
         wrong(&run),
     ];
     findings.notes = vec![format!(
-        "Open loop, {:.0} a second wanted for {} s. Load and shop share the machine, so less may have been offered.",
+        "Open loop, {:.0} a second wanted for {} s. What finds none of {CONNECTIONS_TOO_MANY} connections free waits \
+         in the load generator, and the wait counts.",
         3.0 * peak,
         bench.pace.overload.as_secs()
     )];
@@ -238,8 +241,8 @@ pub(crate) async fn streams(bench: &Bench) -> Result<Findings, Error> {
             .beside(without),
     ];
     findings.notes = vec![format!(
-        "The memory of the process with {streams} streams open at a nearly idle shop, less what it was before, over their number. \
-         Beside the rate: the same without them. The customers who listen are signed up first, which takes its time."
+        "The memory of the process with {streams} streams open at a nearly idle shop, less what it was before, \
+         over their number. Beside the rate: the same without them."
     )];
     Ok(findings)
 }

@@ -1,5 +1,5 @@
-//! `bench`: measures the shop beside the bare server, and writes `docs/performance.md`. `cargo xtask bench` builds what it
-//! needs and calls it.
+//! `bench`: measures the shop beside the bare server, and writes `docs/performance.md`. `cargo xtask bench` builds
+//! what it needs and calls it.
 //!
 //! A scenario leaves a record in `target/bench`; the page is made of the records that are there, so one scenario can be
 //! repeated alone. What never happens: a figure in the page that no record holds; a quick try in the page; an

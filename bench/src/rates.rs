@@ -65,8 +65,9 @@ pub(crate) async fn purchase(bench: &Bench) -> Result<Findings, Error> {
     ];
     findings.notes = vec![
         "Beside: the bare server's answers to the same POST, from as many buyers.".to_owned(),
-        "The processor time of a purchase is that of the whole process while the purchases of a run left the stock, over their number; \
-         signing customers up is not in it. The peak of the memory is: each password that is hashed takes 19 MiB."
+        "The processor time of a purchase is that of the whole process while the purchases of a run left the \
+         stock, over their number; signing customers up is not in it. It is in the peak of the memory: each password \
+         that is hashed takes 19 MiB."
             .to_owned(),
     ];
     Ok(findings)
@@ -158,7 +159,8 @@ pub(crate) async fn witness(bench: &Bench) -> Result<Findings, Error> {
             .asked(Asked::RatioAtLeast(0.7)),
     ];
     findings.notes = vec![format!(
-        "wrk with {} connections. What left the stock is the difference of two looks at GET /api/products, before the run and at its end.",
+        "wrk with {} connections. What left the stock is the difference of two looks at GET /api/products, before \
+         the run and at its end.",
         wrk::CONNECTIONS
     )];
     Ok(findings)

@@ -44,7 +44,7 @@ This page is written by `cargo xtask bench`; what it says by hand is in `bench/s
 
 ```sh
 cargo xtask bench                # everything that takes minutes
-cargo xtask bench --long         # and what takes longer: ten minutes, a million purchases, overload, 10,000 streams, kills
+cargo xtask bench --long         # and what takes longer
 cargo xtask bench NAME...        # one scenario again; the other records stay
 cargo xtask bench --quick        # whether it works: figures that mean nothing, in target/bench/quick
 cargo xtask bench --render       # measures nothing, writes this page again
@@ -53,12 +53,12 @@ cargo xtask bench --render       # measures nothing, writes this page again
 The raw results are in `target/bench`, one file a scenario. Load generator, shop and bare server share one machine, over
 loopback. The databases are on the disk of the target directory, durable at each commit (`synchronous=FULL`).
 
-**Ratios compare, rates do not.** A machine is noisy, above all one that is shared: a figure is the median of its runs, and
-what it is compared with (*beside*) was measured between those runs. Compare a ratio with a ratio; a rate with another
-day's, or another machine's, says nothing.
+**Ratios compare, rates do not.** A machine is noisy, above all one that is shared: a figure is the median of its runs,
+and what it is compared with (*beside*) was measured between those runs. Compare a ratio with a ratio; a rate with
+another day's, or another machine's, says nothing.
 
-The bare server (`bench/src/bin/bare.rs`) is the same HTTP stack without a shop: it parses the same JSON and answers. It checks no
-token, reads no price, stores nothing.
+The bare server (`bench/src/bin/bare.rs`) is the same HTTP stack without a shop: it parses the same JSON and answers.
+It checks no token, reads no price, stores nothing.
 ";
 
 fn on(machine: &Machine) -> String {

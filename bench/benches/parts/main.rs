@@ -1,7 +1,7 @@
 //! What the parts of the shop cost alone, in one process, through their public doors and on real files.
 //!
-//! `cargo bench -p bench` runs them, `cargo bench -p bench -- barrier` those of that name. Times are of this machine at this
-//! hour: compare within one run.
+//! `cargo bench -p bench` runs them, `cargo bench -p bench -- barrier` those of that name. Times are of this machine
+//! at this hour: compare within one run.
 
 #![allow(missing_docs, reason = "criterion's macros make functions without any")]
 
