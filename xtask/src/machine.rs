@@ -8,18 +8,23 @@ use std::process::Command;
 use crate::Error;
 use crate::steps::Steps;
 
-/// A program that a test starts. (A C compiler is there: without its linker this program could not run.)
-struct Program {
+/// A program that has to be there. (A C compiler is there: without its linker this program could not run.)
+pub(crate) struct Program {
     name: &'static str,
     /// The Debian package that has it.
     package: &'static str,
     why: &'static str,
 }
 
-const PROGRAMS: &[Program] = &[
+/// What tests start.
+pub(crate) const FOR_TESTS: &[Program] = &[
     Program { name: "curl", package: "curl", why: "the tests of the API drive it as its users do" },
     Program { name: "strace", package: "strace", why: "a test makes fdatasync fail" },
 ];
+
+/// What measurements start.
+pub(crate) const FOR_MEASUREMENTS: &[Program] =
+    &[Program { name: "wrk", package: "wrk", why: "it is the witness from outside" }];
 
 /// A component of the Rust toolchain.
 struct Component {
@@ -45,8 +50,8 @@ pub(crate) fn finds(name: &str) -> bool {
 ///
 /// # Errors
 /// If one is missing and cannot be installed here; the message tells how to do it by hand.
-pub(crate) fn install_missing_programs(steps: &mut Steps) -> Result<(), Error> {
-    let missing: Vec<&Program> = PROGRAMS.iter().filter(|program| !finds(program.name)).collect();
+pub(crate) fn install_missing_programs(steps: &mut Steps, programs: &[Program]) -> Result<(), Error> {
+    let missing: Vec<&Program> = programs.iter().filter(|program| !finds(program.name)).collect();
     if missing.is_empty() {
         return Ok(());
     }

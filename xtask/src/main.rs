@@ -1,4 +1,4 @@
-//! Developer commands: `cargo xtask test`, `cargo xtask ci`, `cargo xtask mutants`.
+//! Developer commands: `cargo xtask test`, `cargo xtask ci`, `cargo xtask mutants`, `cargo xtask bench`.
 //!
 //! Only the standard library is used, so that the first command on a new machine is compiled in a second. What
 //! never happens: a command is run that is not printed; a step is skipped without a word; a failure is passed.
@@ -21,6 +21,10 @@ usage: cargo xtask COMMAND
   test            install what the tests need (Debian packages), then run every test, doc tests included
   ci              check the format, lint, check the dependencies (if cargo-deny is installed), then test
   mutants [NAME]  put each known bug (or the one of this name) into a copy of the tree, and see a test fail
+  bench [--quick] [--long | --render | NAME...]
+                  measure the shop beside a bare server, by all scenarios that take minutes or by those named, and
+                  write docs/performance.md
+                  --long: the longer ones, too; --quick: see that it works; --render: write the page, measure nothing
 ";
 
 fn main() -> ExitCode {
@@ -32,6 +36,7 @@ fn main() -> ExitCode {
         ["ci"] => ci(&mut steps),
         ["mutants"] => mutation::run(root(), None),
         ["mutants", name] => mutation::run(root(), Some(name)),
+        ["bench", ref scenarios @ ..] => bench(&mut steps, scenarios),
         _ => {
             eprint!("{USAGE}");
             return ExitCode::from(2);
@@ -61,8 +66,17 @@ fn cargo() -> PathBuf {
 }
 
 fn test(steps: &mut Steps) -> Result<(), Error> {
-    machine::install_missing_programs(steps)?;
+    machine::install_missing_programs(steps, machine::FOR_TESTS)?;
     steps.cargo("tests", &["test", "--locked", "--workspace"])
+}
+
+/// The shop is built as its users build it: alone, so that no other package's features get into it.
+fn bench(steps: &mut Steps, scenarios: &[&str]) -> Result<(), Error> {
+    machine::install_missing_programs(steps, machine::FOR_MEASUREMENTS)?;
+    steps.cargo("shop", &["build", "--locked", "--release"])?;
+    steps.cargo("bench", &["build", "--locked", "--release", "--package", "bench", "--bins"])?;
+    let run = ["run", "--locked", "--release", "--quiet", "--package", "bench", "--"];
+    steps.cargo("measurements", &[&run, scenarios].concat())
 }
 
 fn ci(steps: &mut Steps) -> Result<(), Error> {
