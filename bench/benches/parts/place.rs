@@ -7,7 +7,7 @@ use db::Db;
 use saga::{Entry, Mode, Outcome, StepIndex, Token};
 use shop::purchase::{PURCHASE_SAGA, PURCHASE_SAGA_VERSION, Purchase, PurchasedItem};
 use tokio::runtime::Runtime;
-use wire::messages::Carried;
+use wire::messages::{About, Carried};
 
 /// An empty folder on the disk of the target directory, removed when this is dropped. Not in the system's folder for
 /// such things: that may be in memory, where an fsync costs nothing.
@@ -60,10 +60,12 @@ pub(crate) fn carried(saga: u64, steps: u8, input: Bytes) -> Carried {
         |step| Entry { step: StepIndex(step), outcome: Outcome::Done(Vec::new()), at: 1_800_000_000_000 };
     Carried {
         token: Token { saga, mode: Mode::Execute, path: (0..steps).map(done).collect() },
-        definition: PURCHASE_SAGA.to_owned(),
-        version: PURCHASE_SAGA_VERSION,
-        started_at: 1_800_000_000_000,
-        input,
-        trace: Bytes::from_static(b"00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"),
+        about: About::new(
+            PURCHASE_SAGA,
+            PURCHASE_SAGA_VERSION,
+            1_800_000_000_000,
+            &input,
+            b"00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01",
+        ),
     }
 }
