@@ -15,6 +15,7 @@ use axum::routing::get;
 use bus::Bus;
 use db::Db;
 use participant::Settings;
+use product::ProductCache;
 use serde::Serialize;
 use serve::admin::{self, Readiness};
 use serve::auth::Realm;
@@ -206,6 +207,7 @@ pub(crate) async fn up(config: &Config) -> Result<Running, Error> {
 
     let product = product::start(product::Parts {
         db: databases.product.clone(),
+        cache: ProductCache::new(),
         bus: bus.clone(),
         clock: clock.clone(),
         write: catalog_write(config),
@@ -314,6 +316,7 @@ pub(crate) async fn seed(config: &Config) -> Result<bool, Error> {
     let db = open_database(config, "product", product::MIGRATIONS)?;
     let product = product::start(product::Parts {
         db: db.clone(),
+        cache: ProductCache::new(),
         bus: Bus::embedded(bus::Limits::default()),
         clock: Clock::system(),
         write: catalog_write(config),

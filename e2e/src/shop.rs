@@ -134,6 +134,8 @@ struct Purchases {
 
 /// An open shop.
 pub struct Shop {
+    /// Copies of products, shared by all who sell.
+    copies: product::ProductCache,
     /// The time in it.
     pub clock: TestClock,
     /// Its settings.
@@ -168,8 +170,10 @@ impl Shop {
         let (buses, courier) = wire(&settings, &stop);
         let mint = Mint::new();
         let verifier = Verifier::new(&KeySet::new([mint.public.clone()]), &Realm::default(), clock.clock());
-        let front = product_service(&settings, &databases.product, &buses.stock, &clock).await;
+        let copies = product::ProductCache::new();
+        let front = product_service(&settings, &databases.product, &copies, &buses.stock, &clock).await;
         let mut shop = Shop {
+            copies,
             clock,
             settings,
             databases,
@@ -301,7 +305,7 @@ impl Shop {
         let verifier = self.verifier.clone();
         let task = match part {
             Part::Stock => {
-                let service = product_service(&self.settings, &db, &bus, &self.clock).await;
+                let service = product_service(&self.settings, &db, &self.copies, &bus, &self.clock).await;
                 tokio::spawn(service.run(stop.clone()))
             }
             Part::Orders => {
@@ -466,11 +470,13 @@ fn participant_settings(settings: &Settings) -> participant::Settings {
 async fn product_service(
     settings: &Settings,
     db: &Db,
+    cache: &product::ProductCache,
     bus: &Bus,
     clock: &TestClock,
 ) -> product::ProductService {
     product::start(product::Parts {
         db: db.clone(),
+        cache: cache.clone(),
         bus: bus.clone(),
         clock: clock.clock(),
         write: product::CatalogWrite::Open,

@@ -20,7 +20,7 @@ use shop::purchase::{
 };
 use testkit::{Dice, until};
 use wire::messages::{
-    About, Carried, Command, Progress, Recorded, Reply, Start, ToOrchestrator, ToParticipant,
+    About, Carried, Command, FORMAT, Progress, Recorded, Reply, Start, ToOrchestrator, ToParticipant,
 };
 
 const DAY: Duration = Duration::from_secs(24 * 60 * 60);
@@ -370,7 +370,7 @@ fn nonsense() -> Vec<(Subject, Bytes, &'static str)> {
 /// The message as another generation of the software would write it: field 1 is the format.
 fn other_format(message: Bytes) -> Bytes {
     let mut bytes = message.to_vec();
-    assert_eq!(bytes[..2], [8, 1], "a message begins with its format");
+    assert_eq!(bytes[..2], [8, FORMAT as u8], "a message begins with its format");
     bytes[1] = 99;
     bytes.into()
 }

@@ -27,6 +27,7 @@ pub(crate) fn benches(criterion: &mut Criterion) {
     let db = folder.open("product", product::MIGRATIONS);
     let (products, stock) = runtime.block_on(async {
         let service = product::start(product::Parts {
+            cache: product::ProductCache::new(),
             db: db.clone(),
             bus: bus.clone(),
             clock: Clock::system(),

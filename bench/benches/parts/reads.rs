@@ -22,6 +22,7 @@ pub(crate) fn benches(criterion: &mut Criterion) {
     let db = folder.open("product", product::MIGRATIONS);
     let (router, id) = runtime.block_on(async {
         let service = product::start(product::Parts {
+            cache: product::ProductCache::new(),
             db: db.clone(),
             bus: Bus::embedded(Limits::default()),
             clock: Clock::system(),

@@ -39,8 +39,8 @@
 //!
 //! # What never happens
 //!
-//! An envelope is never delivered after an acknowledgement that succeeded. A consumer never sleeps while an
-//! envelope is ready. No queue, list or frame grows past its limit.
+//! An envelope is never delivered after an acknowledgement that succeeded. A consumer that asks for a batch never
+//! sleeps while an envelope is ready ([`Pace`] says when it had better not ask yet). No queue, list or frame grows past its limit.
 
 mod embedded;
 mod pace;

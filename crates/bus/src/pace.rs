@@ -23,6 +23,8 @@ const HORIZON: Duration = Duration::from_millis(50);
 pub struct Pace {
     per_second: f64,
     last: Option<Instant>,
+    /// More was waiting than was taken.
+    behind: bool,
 }
 
 impl Pace {
@@ -31,8 +33,9 @@ impl Pace {
         Pace::default()
     }
 
-    /// A batch was taken now.
-    pub fn took(&mut self, envelopes: usize, now: Instant) {
+    /// A batch was taken now, of at most `limit` envelopes.
+    pub fn took(&mut self, envelopes: usize, limit: usize, now: Instant) {
+        self.behind = envelopes >= limit;
         if let Some(last) = self.last {
             let passed = now.duration_since(last).as_secs_f64();
             let weight = passed / (passed + HORIZON.as_secs_f64());
@@ -46,7 +49,7 @@ impl Pace {
     /// Until when the next batch should be left to gather; None when it should be taken at once.
     pub fn gather_until(&self) -> Option<Instant> {
         let brings = self.per_second * GATHER_FOR.as_secs_f64();
-        self.last.filter(|_| brings >= WORTH_ENVELOPES).map(|last| last + GATHER_FOR)
+        self.last.filter(|_| brings >= WORTH_ENVELOPES && !self.behind).map(|last| last + GATHER_FOR)
     }
 
     /// Waits as [`Pace::gather_until`] says.
@@ -67,7 +70,7 @@ mod tests {
     fn after(batches: usize, envelopes: usize, milliseconds: u64) -> (Pace, Instant) {
         let (mut pace, mut now) = (Pace::new(), Instant::now());
         for _ in 0..batches {
-            pace.took(envelopes, now);
+            pace.took(envelopes, 512, now);
             now += Duration::from_millis(milliseconds);
         }
         (pace, now)
@@ -90,15 +93,22 @@ mod tests {
     }
 
     #[test]
+    fn who_is_behind_never_waits() {
+        let (mut pace, now) = after(1_000, 320, 8);
+        pace.took(512, 512, now);
+        assert_eq!(pace.gather_until(), None);
+    }
+
+    #[test]
     fn a_load_that_ends_is_forgotten() {
         let (mut pace, mut now) = after(1_000, 40, 1);
         for _ in 0..30 {
             now += Duration::from_millis(10);
-            pace.took(10, now);
+            pace.took(10, 512, now);
         }
         assert_eq!(pace.gather_until(), None, "1,000 a second");
         let (mut pace, now) = after(1_000, 40, 1);
-        pace.took(1, now + Duration::from_secs(5));
+        pace.took(1, 512, now + Duration::from_secs(5));
         assert_eq!(pace.gather_until(), None);
     }
 

@@ -289,9 +289,8 @@ fn query_rows(
         }
         return Ok(());
     };
-    let mut columns = 0;
     for row in set.rows() {
-        columns = bind_row(&mut statement, row, columns, others)?;
+        bind_row(&mut statement, row, others)?;
         let mut rows = statement.raw_query();
         while let Some(row) = rows.next()? {
             if !each(&Row::sqlite(row)).map_err(QueryError::Row)? {
@@ -308,33 +307,29 @@ fn execute(conn: &Connection, text: &str, params: &[Value<'_>]) -> rusqlite::Res
     let [Value::Set(set), others @ ..] = params else {
         return Ok(statement.execute(rusqlite::params_from_iter(params))? as u64);
     };
-    let (mut changed, mut columns) = (0, 0);
+    let mut changed = 0;
     for row in set.rows() {
-        columns = bind_row(&mut statement, row, columns, others)?;
+        bind_row(&mut statement, row, others)?;
         changed += statement.raw_execute()? as u64;
     }
     Ok(changed)
 }
 
-/// Binds a row of a set, and behind it the statement's other parameters: those stay bound, so the first row of a set has to
-/// bind them only. Returns the number of the set's columns.
+/// Binds a row of a set, and behind it the statement's other parameters.
 fn bind_row<'v>(
     statement: &mut rusqlite::Statement<'_>,
     row: impl Iterator<Item = Value<'v>>,
-    bound_columns: usize,
-    others: &[Value<'_>],
-) -> rusqlite::Result<usize> {
-    let mut columns = 0;
-    for value in row {
-        columns += 1;
-        statement.raw_bind_parameter(columns, value)?;
+    others: &[Value<'v>],
+) -> rusqlite::Result<()> {
+    let mut bound = 0;
+    for value in row.chain(others.iter().copied()) {
+        bound += 1;
+        statement.raw_bind_parameter(bound, value)?;
     }
-    if bound_columns == 0 {
-        for (index, value) in others.iter().enumerate() {
-            statement.raw_bind_parameter(columns + index + 1, value)?;
-        }
+    match statement.parameter_count() {
+        count if count == bound => Ok(()),
+        count => Err(rusqlite::Error::InvalidParameterCount(bound, count)),
     }
-    Ok(columns)
 }
 
 /// Sorts an error. One of fsync never comes out: what it failed to write is gone from the system's memory,

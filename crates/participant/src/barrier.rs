@@ -146,7 +146,7 @@ pub fn compensated(now: UnixMillis) -> Bytes {
     Recorded { outcome: Outcome::Compensated, at: now }.encode()
 }
 
-/// What is there of these steps, read in one statement. Steps of which there is nothing are left out. Where the database
+/// What is there of these steps, read as one set. Steps of which there is nothing are left out. Where the database
 /// has row locks, the rows are locked.
 ///
 /// # Errors
@@ -195,7 +195,7 @@ impl Records {
         ]);
     }
 
-    /// Writes them in one statement. A row that is there already is an error, never a second opinion.
+    /// Writes them as one set. A row that is there already is an error, never a second opinion.
     ///
     /// # Errors
     /// When the database fails.

@@ -19,7 +19,7 @@ use crate::{Participant, barrier};
 /// The bounds of a participant's loop.
 #[derive(Clone, Copy, Debug)]
 pub struct Settings {
-    /// Commands in one transaction at most. A batch never waits to fill.
+    /// Commands in one transaction at most. Under load they gather for a few milliseconds ([`Pace`]), otherwise never.
     pub batch_commands: usize,
     /// The delay before a command that got no answer comes again; it doubles with each delivery.
     pub retry_delay_min: Duration,
@@ -98,7 +98,7 @@ pub async fn run<P: Participant>(parts: Parts<P>, stop: CancellationToken) {
                 continue;
             }
         };
-        pace.took(batch.deliveries().len(), Instant::now());
+        pace.took(batch.deliveries().len(), limit, Instant::now());
         runner.work_off(batch, &mut purge).await;
     }
 }

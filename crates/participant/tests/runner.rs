@@ -217,8 +217,8 @@ async fn a_compensation_is_tried_until_it_is_done() {
 #[tokio::test]
 async fn what_cannot_be_understood_is_parked_alone_and_others_flow() {
     let mut stage = Stage::new("undecodable");
-    // Format 2, as a Protocol Buffers varint in field 1.
-    let unknown_format = Bytes::from_static(&[0x08, 2]);
+    // Format 99, as a Protocol Buffers varint in field 1.
+    let unknown_format = Bytes::from_static(&[0x08, 99]);
     stage
         .publish([
             act(1, Input::Accept),
@@ -236,7 +236,7 @@ async fn what_cannot_be_understood_is_parked_alone_and_others_flow() {
     let parked = stage.parked();
     assert_eq!(parked.len(), 3);
     assert!(parked[&2].reason.starts_with("not a command message"), "{}", parked[&2].reason);
-    assert_eq!(parked[&3].reason, "a command message of format 2; this version reads format 1");
+    assert_eq!(parked[&3].reason, "a command message of format 99; this version reads format 2");
     assert!(parked[&4].reason.contains("input of the saga cannot be read"), "{}", parked[&4].reason);
     assert!(parked.values().all(|letter| letter.count == 1), "trying again would not help");
     assert_eq!(stage.bus.stats().redelivered, 0);

@@ -170,7 +170,7 @@ pub fn protected(router: Router, config: &EdgeConfig) -> Result<Protected, Inval
     Ok(Protected(if config.cors_allowed_origins.is_empty() {
         Doors::Own(guarded)
     } else {
-        Doors::Shared(cors(&config.cors_allowed_origins)?.layer(guarded))
+        Doors::Shared(Box::new(cors(&config.cors_allowed_origins)?.layer(guarded)))
     }))
 }
 
@@ -184,7 +184,7 @@ enum Doors {
     /// No other site's pages may call.
     Own(Guarded),
     /// Some may.
-    Shared(Cors<Guarded>),
+    Shared(Box<Cors<Guarded>>),
 }
 
 impl fmt::Debug for Protected {

@@ -15,7 +15,7 @@ use std::fmt;
 use std::path::Path;
 
 pub use rows::CheckError;
-pub use violation::{Database, Effect, Violation};
+pub use violation::{Database, Effect, Misfiling, Table, Violation};
 
 /// What the test knows and the databases must agree with.
 #[derive(Clone, Debug, Default)]

@@ -518,6 +518,79 @@ fn i12_ended_purchases_are_numbered_without_a_gap() {
     finds(Database::Purchase, beyond, &[numbers(4, &[CANCELLED])]);
 }
 
+/// The tables behind the view, as they should be: one purchase is open, three have ended, two of these are listed.
+const FILES: &str = "INSERT INTO purchase_accepted
+                     SELECT id, 7, NULL, NULL, x'', '', 1, 1 FROM purchase WHERE id IN (9001, 9002, 9003, 9005);
+                     INSERT INTO purchase_open VALUES (9005, 7, 1, 0, 99, 0, NULL, NULL);
+                     INSERT INTO purchase_ended VALUES (1, 9001, 7, 1, 1, NULL, x''), (2, 9002, 7, 2, 1, '', x''),
+                                                       (3, 9003, 7, 2, 1, '', x'');
+                     INSERT INTO customer_purchase VALUES (7, 9001), (7, 9002);
+                     INSERT INTO customer_ended VALUES (7, 1), (7, 2);
+                     UPDATE purchase_finish SET indexed = 2;";
+
+/// Sees exactly these contradictions after a change to such tables.
+#[track_caller]
+fn misfiled(change: &str, expected: &[&str]) {
+    let shop = Shop::good();
+    shop.sql(Database::Purchase, &format!("{FILES} {change}"));
+    let found = shop.violations();
+    assert!(found.iter().all(|violation| matches!(violation, Violation::Misfiled(_))), "{found:?}");
+    let found: Vec<String> = found.iter().map(Violation::to_string).collect();
+    let expected: Vec<String> = expected.iter().map(|what| format!("I2: {what}")).collect();
+    assert_eq!(found, expected, "after {change}");
+}
+
+#[test]
+fn i2_the_tables_behind_the_view_agree() {
+    misfiled("", &[]);
+
+    let nowhere = "purchase 9005 has 0 rows in purchase_open and 0 in purchase_ended";
+    misfiled("DELETE FROM purchase_open", &[nowhere]);
+    let nowhere = "purchase 9003 has 0 rows in purchase_open and 0 in purchase_ended";
+    misfiled("DELETE FROM purchase_ended WHERE id = 9003", &[nowhere]);
+    let both = "INSERT INTO purchase_open VALUES (9003, 7, 1, 0, 99, 0, NULL, NULL)";
+    misfiled(both, &["purchase 9003 has 1 rows in purchase_open and 1 in purchase_ended"]);
+    let twice = "CREATE TABLE copy AS SELECT * FROM purchase_open;
+                 INSERT INTO copy SELECT * FROM purchase_open;
+                 DROP TABLE purchase_open; ALTER TABLE copy RENAME TO purchase_open";
+    misfiled(twice, &["purchase 9005 has 2 rows in purchase_open and 0 in purchase_ended"]);
+
+    let forgotten = "DELETE FROM purchase_accepted WHERE id = 9005";
+    misfiled(forgotten, &["purchase 9005 is in purchase_open and not in purchase_accepted"]);
+    let forgotten = "DELETE FROM purchase_accepted WHERE id = 9003";
+    misfiled(forgotten, &["purchase 9003 is in purchase_ended and not in purchase_accepted"]);
+
+    let other = "purchase 9005 belongs to customer 7 and in purchase_open to customer 8";
+    misfiled("UPDATE purchase_open SET customer_id = 8", &[other]);
+    let other = "purchase 9003 belongs to customer 7 and in purchase_ended to customer 8";
+    misfiled("UPDATE purchase_ended SET customer_id = 8 WHERE id = 9003", &[other]);
+}
+
+#[test]
+fn i2_what_has_ended_is_listed_by_customer() {
+    let left_out = "customer_purchase leaves out 9002 of customer 7";
+    misfiled("DELETE FROM customer_purchase WHERE id = 9002", &[left_out]);
+    let left_out = "customer_ended leaves out 1 of customer 7";
+    misfiled("DELETE FROM customer_ended WHERE finished_no = 1", &[left_out]);
+    let behind =
+        ["customer_purchase leaves out 9003 of customer 7", "customer_ended leaves out 3 of customer 7"];
+    misfiled("UPDATE purchase_finish SET indexed = 3", &behind);
+
+    let odd = |table: &str, number: u64, customer: u64| {
+        format!("{table} has {number} of customer {customer}, which should not be there")
+    };
+    misfiled("INSERT INTO customer_purchase VALUES (7, 9003)", &[&odd("customer_purchase", SOLD_OUT, ANN)]);
+    misfiled("INSERT INTO customer_ended VALUES (7, 3)", &[&odd("customer_ended", 3, ANN)]);
+    let ahead = [odd("customer_purchase", DECLINED, ANN), odd("customer_ended", 2, ANN)];
+    misfiled("UPDATE purchase_finish SET indexed = 1", &[&ahead[0], &ahead[1]]);
+    misfiled("INSERT INTO customer_purchase VALUES (7, 9005)", &[&odd("customer_purchase", OPEN, ANN)]);
+    let moved = "UPDATE customer_ended SET customer_id = 8 WHERE finished_no = 2";
+    misfiled(moved, &["customer_ended leaves out 2 of customer 7", &odd("customer_ended", 2, 8)]);
+
+    let beyond = "purchases are listed up to the finish number 5; the last one is 4";
+    misfiled("UPDATE purchase_finish SET indexed = 5", &[behind[0], behind[1], beyond]);
+}
+
 #[test]
 fn a_damaged_file_is_named() {
     // Two tables on one page.

@@ -342,6 +342,7 @@ impl Services {
         let settings = participant::Settings::default();
         let stock = runtime
             .block_on(product::start(product::Parts {
+                cache: product::ProductCache::new(),
                 db: product.clone(),
                 bus: bus.clone(),
                 clock: clock.clone(),

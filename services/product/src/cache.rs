@@ -1,149 +1,300 @@
 //! Products in memory: what was read or sold lately is answered without asking the database.
 //!
 //! What a product is (name, price, ...) never changes once it is created, so a copy of it is as good as the row. What is left
-//! of it changes with every purchase: [`ProductCache::sold`] brings what the participant has just committed, before anybody is
-//! told of it, so a copy is never older than what any client can know of.
+//! of it changes with every purchase. Before a transaction that changes it may be committed, its [`Sale`] begins: from then on
+//! the amount is asked of the database. The sale ends when the transaction is rolled back, or when it has been committed and
+//! the copies have its amounts, before anybody is told of them.
 //!
-//! What never happens: an amount that was read before a commit takes the place of what the commit brought; "there is no such
-//! product" is remembered.
+//! This holds for the participants that share the copies: those of one process. Where others sell from the same database, nobody
+//! may keep amounts.
+//!
+//! What never happens: a client that has seen an amount, from wherever, is shown an older one; "there is no such product" is
+//! remembered.
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicI64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use moka::ops::compute::Op;
-use moka::policy::EvictionPolicy;
 use moka::sync::Cache;
 
 use crate::store::Product;
 
-/// The facts kept, in bytes of text and overhead.
-const FACTS_BYTES: u64 = 64 << 20;
-/// What an entry takes beside its texts, in bytes, roughly.
-const ENTRY_BYTES: usize = 256;
-/// The amounts kept.
-const AMOUNTS: u64 = 200_000;
-/// Products share a counter of writes; a collision costs a read, nothing else.
+/// The copies kept, in bytes of text and overhead.
+const CACHE_BYTES: u64 = 64 << 20;
+/// What a copy takes beside its texts, in bytes, roughly.
+const COPY_BYTES: usize = 320;
+/// Products share counters of sales; a collision costs a read, nothing else.
 const STRIPES: usize = 256;
+/// What is left is not known. No product has less than none.
+const UNKNOWN: i64 = -1;
 
-/// What a product is. It never changes.
-#[derive(Debug, PartialEq, Eq)]
-pub(crate) struct Facts {
+/// What a product is, which never changes, and what is left of it, if that is known.
+#[derive(Debug)]
+pub(crate) struct Known {
     pub(crate) name: String,
     pub(crate) description: String,
     pub(crate) brand_name: String,
     pub(crate) price: i64,
+    left: AtomicI64,
 }
 
-/// A handle to the copies. Cloning is cheap.
+impl Known {
+    fn of(product: Product) -> Known {
+        let Product { name, description, brand_name, price, .. } = product;
+        Known { name, description, brand_name, price, left: AtomicI64::new(UNKNOWN) }
+    }
+
+    fn left(&self) -> Option<i64> {
+        Some(self.left.load(Ordering::Relaxed)).filter(|left| *left != UNKNOWN)
+    }
+}
+
+/// Copies of products. Clones share them; so must everything in this process that works on one database.
 #[derive(Clone)]
-pub(crate) struct ProductCache {
-    facts: Cache<u64, Arc<Facts>>,
-    amounts: Cache<u64, i64>,
-    /// How often an amount was brought in by a commit, by stripe.
-    writes: Arc<[AtomicU64; STRIPES]>,
+pub struct ProductCache {
+    copies: Cache<u64, Arc<Known>>,
+    sales: Arc<[Mutex<Sales>; STRIPES]>,
 }
 
-/// Taken before the database is asked; it tells whether the answer may be kept.
+/// The sales of the products of one stripe.
+#[derive(Debug, Default)]
+struct Sales {
+    /// How many have begun, ever.
+    begun: u64,
+    under_way: u64,
+}
+
+impl Sales {
+    /// How many there were, if none is under way.
+    fn quiet(&self) -> Option<u64> {
+        (self.under_way == 0).then_some(self.begun)
+    }
+}
+
+/// A transaction that changes what is left. It ends with this.
+#[derive(Default)]
+pub(crate) struct Sale {
+    cache: Option<ProductCache>,
+    /// What is left of each product, once it is committed.
+    left: BTreeMap<u64, i64>,
+    /// The stripes of these, and which of each one's sales this is.
+    stripes: BTreeMap<usize, u64>,
+}
+
+impl Sale {
+    /// The transaction leaves so much of these products. Call it before it may be committed.
+    pub(crate) fn leaves(&mut self, cache: &ProductCache, left: impl Iterator<Item = (u64, i64)>) {
+        self.cache.get_or_insert_with(|| cache.clone());
+        for (id, amount) in left {
+            self.left.insert(id, amount);
+            self.stripes.entry(stripe(id)).or_insert_with_key(|stripe| {
+                let mut sales = cache.sales(*stripe);
+                sales.begun += 1;
+                sales.under_way += 1;
+                sales.begun
+            });
+        }
+    }
+
+    /// It was committed. Where other sales overlap with it, nobody can tell here whose amounts are the last, so they are forgotten.
+    pub(crate) fn committed(self) {
+        let Some(cache) = &self.cache else { return };
+        for (id, amount) in &self.left {
+            let sales = cache.sales(stripe(*id));
+            let alone = sales.under_way == 1 && self.stripes.get(&stripe(*id)) == Some(&sales.begun);
+            if let Some(copy) = cache.copies.get(id) {
+                copy.left.store(if alone { *amount } else { UNKNOWN }, Ordering::Relaxed);
+            }
+        }
+    }
+}
+
+impl Drop for Sale {
+    fn drop(&mut self) {
+        let Some(cache) = &self.cache else { return };
+        for stripe in self.stripes.keys() {
+            cache.sales(*stripe).under_way -= 1;
+        }
+    }
+}
+
+/// Taken before the database is asked; it tells whether the answer's amount may be kept.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Before {
     id: u64,
-    writes: u64,
+    /// None while a sale is under way.
+    sales: Option<u64>,
+}
+
+impl Default for ProductCache {
+    fn default() -> ProductCache {
+        ProductCache::new()
+    }
 }
 
 impl ProductCache {
-    pub(crate) fn new() -> ProductCache {
-        let weight = |_: &u64, facts: &Arc<Facts>| {
-            let Facts { name, description, brand_name, .. } = &**facts;
-            let bytes = ENTRY_BYTES + name.len() + description.len() + brand_name.len();
+    /// No copies yet.
+    pub fn new() -> ProductCache {
+        let weight = |_: &u64, copy: &Arc<Known>| {
+            let bytes = COPY_BYTES + copy.name.len() + copy.description.len() + copy.brand_name.len();
             u32::try_from(bytes).unwrap_or(u32::MAX)
         };
         ProductCache {
-            facts: Cache::builder().weigher(weight).max_capacity(FACTS_BYTES).build(),
-            // What a commit brings must be kept, not turned away for being new.
-            amounts: Cache::builder().eviction_policy(EvictionPolicy::lru()).max_capacity(AMOUNTS).build(),
-            writes: Arc::new(std::array::from_fn(|_| AtomicU64::new(0))),
+            copies: Cache::builder().weigher(weight).max_capacity(CACHE_BYTES).build(),
+            sales: Arc::new(std::array::from_fn(|_| Mutex::default())),
         }
     }
 
     pub(crate) fn price(&self, id: u64) -> Option<i64> {
-        self.facts.get(&id).map(|facts| facts.price)
+        self.copies.get(&id).map(|copy| copy.price)
     }
 
-    /// What a product is, and what is left of it.
-    pub(crate) fn get(&self, id: u64) -> Option<(Arc<Facts>, i64)> {
-        Some((self.facts.get(&id)?, self.amounts.get(&id)?))
+    /// What a product is and what is left of it, if both are known.
+    pub(crate) fn get(&self, id: u64) -> Option<(Arc<Known>, i64)> {
+        let sales = self.sales(stripe(id));
+        sales.quiet()?;
+        let copy = self.copies.get(&id)?;
+        let left = copy.left()?;
+        drop(sales);
+        Some((copy, left))
     }
 
-    /// Call it before asking the database, and hand it to [`ProductCache::read`] with the answer.
+    /// Call it before asking the database, and hand it to [`ProductCache::keep`] with the answer.
     pub(crate) fn before(&self, id: u64) -> Before {
-        Before { id, writes: self.stripe(id).load(Ordering::SeqCst) }
+        Before { id, sales: self.sales(stripe(id)).quiet() }
     }
 
-    /// Keeps what was read from the database. What is left of it only if no commit has brought something newer since.
-    pub(crate) fn read(&self, before: Before, facts: Facts, amount: i64) -> Arc<Facts> {
-        let Before { id, writes } = before;
-        let facts = self.facts.get_with(id, || Arc::new(facts));
-        // One after the other for one product, so between the look at the counter and the insertion nothing comes in.
-        self.amounts.entry(id).and_compute_with(|known| {
-            let unchanged = known.is_none() && self.stripe(id).load(Ordering::SeqCst) == writes;
-            if unchanged { Op::Put(amount) } else { Op::Nop }
-        });
-        facts
-    }
-
-    /// Keeps a price that was read from the database.
-    pub(crate) fn read_facts(&self, id: u64, facts: Facts) {
-        self.facts.get_with(id, || Arc::new(facts));
-    }
-
-    /// Brings what is left of products, as it was just committed. Calls must come in the order of the commits.
-    pub(crate) fn sold(&self, left: impl Iterator<Item = (u64, i64)>) {
-        for (id, amount) in left {
-            // Counted first: a reader that still sees the old count has its amount overwritten by what follows.
-            self.stripe(id).fetch_add(1, Ordering::SeqCst);
-            self.amounts.entry(id).and_upsert_with(|_| amount);
+    /// Keeps what was read from the database: the amount only if no sale was under way meanwhile.
+    pub(crate) fn keep(&self, before: Before, product: Product) -> Arc<Known> {
+        let amount = product.inventory;
+        let copy = self.keep_facts(product);
+        let sales = self.sales(stripe(before.id));
+        if before.sales.is_some() && sales.quiet() == before.sales && copy.left().is_none() {
+            copy.left.store(amount, Ordering::Relaxed);
         }
+        copy
     }
 
-    fn stripe(&self, id: u64) -> &AtomicU64 {
-        &self.writes[usize::try_from(id % STRIPES as u64).unwrap_or(0)]
+    /// Keeps what a product is. What is left of it stays unknown, unless it is known already.
+    pub(crate) fn keep_facts(&self, product: Product) -> Arc<Known> {
+        self.copies.get_with(product.id, || Arc::new(Known::of(product)))
+    }
+
+    /// Every amount is read and written under its stripe's lock.
+    fn sales(&self, stripe: usize) -> MutexGuard<'_, Sales> {
+        self.sales[stripe].lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl Facts {
-    /// A product's facts, and what is left of it.
-    pub(crate) fn of(product: Product) -> (Facts, i64) {
-        let Product { name, description, brand_name, price, inventory, .. } = product;
-        (Facts { name, description, brand_name, price }, inventory)
-    }
+fn stripe(id: u64) -> usize {
+    usize::try_from(id % STRIPES as u64).unwrap_or(0)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn facts() -> Facts {
-        Facts { name: "lamp".into(), description: String::new(), brand_name: String::new(), price: 30 }
+    fn lamps(inventory: i64) -> Product {
+        let text = || "lamp".to_owned();
+        Product { id: 7, name: text(), description: text(), brand_name: text(), price: 30, inventory }
+    }
+
+    fn left(cache: &ProductCache) -> Option<i64> {
+        cache.get(7).map(|(_, left)| left)
+    }
+
+    fn sale(cache: &ProductCache, left: &[(u64, i64)]) -> Sale {
+        let mut sale = Sale::default();
+        sale.leaves(cache, left.iter().copied());
+        sale
+    }
+
+    #[test]
+    fn while_a_sale_is_under_way_the_database_is_asked() {
+        let cache = ProductCache::new();
+        cache.keep(cache.before(7), lamps(9));
+        assert_eq!(left(&cache), Some(9));
+        let rolled_back = sale(&cache, &[(7, 8)]);
+        assert_eq!((left(&cache), cache.price(7)), (None, Some(30)), "a price never grows old");
+        let meanwhile = cache.before(7);
+        drop(rolled_back);
+        assert_eq!(left(&cache), Some(9));
+        cache.keep(meanwhile, lamps(8));
+        assert_eq!(left(&cache), Some(9));
+
+        let before = cache.before(7);
+        let committed = sale(&cache, &[(7, 8), (8, 1)]);
+        cache.keep(before, lamps(9));
+        assert_eq!(left(&cache), None);
+        committed.committed();
+        assert_eq!((left(&cache), cache.price(8)), (Some(8), None));
     }
 
     #[test]
     fn what_was_read_before_a_commit_never_hides_it() {
         let cache = ProductCache::new();
         let early = cache.before(7);
-        cache.sold([(7, 8)].into_iter());
-        assert_eq!(cache.get(7), None, "what it is was not read yet");
-        cache.read(early, facts(), 9);
-        assert_eq!(cache.get(7).map(|(_, left)| left), Some(8));
+        sale(&cache, &[(7, 8)]).committed();
+        cache.keep(early, lamps(9));
+        assert_eq!(left(&cache), None);
+        cache.keep(cache.before(7), lamps(8));
+        cache.keep(early, lamps(9));
+        assert_eq!(left(&cache), Some(8));
+        // Evicted, and read again by one who began before the last commit.
+        let early = cache.before(7);
+        sale(&cache, &[(7, 4)]).committed();
+        cache.copies.invalidate(&7);
+        cache.keep(early, lamps(8));
+        assert_eq!(left(&cache), None);
+    }
 
-        // The same when the committed amount has been evicted in between.
-        cache.amounts.invalidate(&7);
-        cache.read(early, facts(), 9);
-        assert_eq!(cache.get(7), None);
-        cache.read(cache.before(7), facts(), 8);
-        assert_eq!(cache.get(7), Some((Arc::new(facts()), 8)));
-        cache.sold([(7, 5)].into_iter());
-        assert_eq!(cache.get(7).map(|(_, left)| left), Some(5));
-        assert_eq!(cache.price(7), Some(30));
-        assert_eq!(cache.price(8), None);
+    #[test]
+    fn of_sales_that_overlap_no_amount_is_kept() {
+        for first_told_first in [true, false] {
+            let cache = ProductCache::new();
+            cache.keep(cache.before(7), lamps(9));
+            let (first, second) = (sale(&cache, &[(7, 8)]), sale(&cache, &[(7, 6)]));
+            let told = if first_told_first { [first, second] } else { [second, first] };
+            told.into_iter().for_each(Sale::committed);
+            assert_eq!(left(&cache), None);
+            cache.keep(cache.before(7), lamps(6));
+            assert_eq!(left(&cache), Some(6));
+        }
+    }
+
+    /// One writer sells from 10,000 down; readers ask the copies, or else the "database", as the service does. Nobody is ever
+    /// shown more than somebody was shown, or told, before.
+    #[test]
+    fn no_amount_comes_back() {
+        let cache = ProductCache::new();
+        let (database, seen) = (AtomicI64::new(10_000), AtomicI64::new(10_000));
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                for amount in (0..10_000).rev() {
+                    let sale = sale(&cache, &[(7, amount)]);
+                    database.store(amount, Ordering::SeqCst);
+                    sale.committed();
+                    seen.fetch_min(amount, Ordering::SeqCst);
+                    if amount % 7 == 0 {
+                        cache.copies.invalidate(&7);
+                    }
+                }
+            });
+            for _ in 0..2 {
+                scope.spawn(|| {
+                    while seen.load(Ordering::SeqCst) > 0 {
+                        let latest = seen.load(Ordering::SeqCst);
+                        let shown = left(&cache).unwrap_or_else(|| {
+                            let before = cache.before(7);
+                            let amount = database.load(Ordering::SeqCst);
+                            cache.keep(before, lamps(amount));
+                            amount
+                        });
+                        assert!(shown <= latest, "{shown} are shown, and {latest} were before");
+                        seen.fetch_min(shown, Ordering::SeqCst);
+                    }
+                });
+            }
+        });
     }
 }

@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use serve::error::ApiError;
 use serve::extract::{Id, Json, Page};
 
-use crate::cache::Facts;
+use crate::cache::Known;
 use crate::store::{self, Product};
 use crate::{CatalogWrite, MAX_AMOUNT, MAX_TEXT_CHARS, Service};
 
@@ -111,17 +111,17 @@ struct Shown<'a> {
 }
 
 async fn show(State(service): State<Service>, Id(id): Id) -> Result<Response, ApiError> {
-    let (facts, inventory) = match service.cache.get(id) {
+    let (product, inventory) = match service.cache.get(id) {
         Some(known) => known,
         None => {
             let before = service.cache.before(id);
             let found = service.db.read(move |tx| store::by_id(tx, id)).await?;
             let product = found.ok_or_else(|| ApiError::not_found("product not found"))?;
-            let (facts, inventory) = Facts::of(product);
-            (service.cache.read(before, facts, inventory), inventory)
+            let inventory = product.inventory;
+            (service.cache.keep(before, product), inventory)
         }
     };
-    let Facts { name, description, brand_name, price } = &*facts;
+    let Known { name, description, brand_name, price, .. } = &*product;
     Ok(Json(Shown { id, name, description, brand_name, price: *price, inventory }).into_response())
 }
 

@@ -24,7 +24,7 @@ use telemetry::metrics::PubsubMetrics;
 use tokio_util::sync::CancellationToken;
 use wire::time::Clock;
 
-use cache::{Facts, ProductCache};
+pub use cache::ProductCache;
 use store::Product;
 
 /// The largest price and the largest inventory: what a JSON number carries through JavaScript, 2^53 - 1.
@@ -56,6 +56,8 @@ pub enum CatalogWrite {
 pub struct Parts {
     /// Its database, opened with [`MIGRATIONS`].
     pub db: Db,
+    /// Its copies of products: one for all that work on this database, and they must be in one process.
+    pub cache: ProductCache,
     /// Where its commands come from.
     pub bus: Bus,
     /// The time.
@@ -87,9 +89,8 @@ pub struct ProductService {
 /// # Errors
 /// When no worker id for its ids can be had.
 pub async fn start(parts: Parts) -> Result<ProductService, IdsError> {
-    let Parts { db, bus, clock, write, metrics, settings } = parts;
+    let Parts { db, cache, bus, clock, write, metrics, settings } = parts;
     let ids = Ids::lease(db.clone(), clock.clone()).await?;
-    let cache = ProductCache::new();
     let service = Service { db: db.clone(), cache: cache.clone(), ids, write };
     let stock = participant::Parts {
         participant: stock::Stock { cache },
@@ -124,9 +125,8 @@ impl ProductService {
                 let (products, ids) = found.map_err(unavailable)?;
                 let mut prices = HashMap::with_capacity(products.len());
                 for product in products {
-                    let (id, (facts, _)) = (product.id, Facts::of(product));
-                    prices.insert(id, facts.price);
-                    cache.read_facts(id, facts);
+                    prices.insert(product.id, product.price);
+                    cache.keep_facts(product);
                 }
                 Ok(ids.iter().map(|id| prices.get(id).copied()).collect())
             }

@@ -7,19 +7,18 @@ use db::{Error, Tx};
 use participant::{BadInput, Outcome, Participant, Undone, Work};
 use shop::purchase::Purchase;
 
-use crate::cache::ProductCache;
+use crate::cache::{ProductCache, Sale};
 use crate::store;
 
 /// Reserves and gives back.
 pub(crate) struct Stock {
-    /// Learns what is left, as soon as it is committed.
+    /// Learns what is left.
     pub(crate) cache: ProductCache,
 }
 
 impl Participant for Stock {
     type Input = Purchase;
-    /// What is left of the products that were touched.
-    type Changes = BTreeMap<u64, i64>;
+    type Changes = Sale;
 
     fn read(&self, input: &Bytes) -> Result<Purchase, BadInput> {
         Purchase::from_input(input).map_err(|error| BadInput(Box::new(error)))
@@ -29,12 +28,12 @@ impl Participant for Stock {
         &self,
         tx: &mut Tx<'_>,
         work: &[Work<'_, Purchase>],
-        changes: &mut BTreeMap<u64, i64>,
+        sale: &mut Sale,
     ) -> Result<Vec<Outcome>, Error> {
         let mut shelf = Shelf::lock(tx, work)?;
         let outcomes = work.iter().map(|work| shelf.reserve(work.input)).collect();
         shelf.store(tx)?;
-        changes.extend(shelf.changed());
+        sale.leaves(&self.cache, shelf.changed());
         Ok(outcomes)
     }
 
@@ -42,17 +41,17 @@ impl Participant for Stock {
         &self,
         tx: &mut Tx<'_>,
         work: &[Work<'_, Purchase>],
-        changes: &mut BTreeMap<u64, i64>,
+        sale: &mut Sale,
     ) -> Result<Vec<Undone>, Error> {
         let mut shelf = Shelf::lock(tx, work)?;
         let outcomes = work.iter().map(|work| shelf.give_back(work.input)).collect();
         shelf.store(tx)?;
-        changes.extend(shelf.changed());
+        sale.leaves(&self.cache, shelf.changed());
         Ok(outcomes)
     }
 
-    fn committed(&self, changes: BTreeMap<u64, i64>) {
-        self.cache.sold(changes.into_iter());
+    fn committed(&self, sale: Sale) {
+        sale.committed();
     }
 }
 

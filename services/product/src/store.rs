@@ -76,7 +76,7 @@ pub(crate) fn products(tx: &mut Tx<'_>, ids: &[u64]) -> Result<Vec<Product>, Err
     )
 }
 
-/// What is left of these products, in the order of their ids, locked where the database has row locks. Ids that do not
+/// What is left of these products, locked where the database has row locks. Ids that do not
 /// exist are left out. The ids must be sorted, so that two transactions lock in one order.
 pub(crate) fn lock_stock(tx: &mut Tx<'_>, ids: impl Iterator<Item = u64>) -> Result<Vec<(u64, i64)>, Error> {
     tx.query(

@@ -1,6 +1,6 @@
 //! Accepting purchases: one local transaction for all that wait, then their sagas are started.
 //!
-//! The row is the intent and the outbox in one. Once it is committed the purchase is accepted, whether or not the bus
+//! What is written is the intent and the outbox in one. Once it is committed the purchase is accepted, whether or not the bus
 //! takes its start: the reconciler publishes the start of whatever is open and due.
 //!
 //! What never happens: a 201 before the commit, an effect of a request that was refused, two purchases for one customer and key.

@@ -1,9 +1,9 @@
 //! The purchase service: what was accepted, how far each saga is, its history.
 //!
-//! It owns the tables `purchase` and `purchase_finish`, and it is the initiator of the purchase saga: it publishes starts
+//! It owns the tables `purchase_*` and `customer_*` and the view `purchase` over them, and it is the initiator of the purchase saga: it publishes starts
 //! and hears of ends. Its parts:
 //!
-//! - `accept`: a cart becomes a row, which is the intent and the outbox in one; then its saga is started.
+//! - `accept`: a cart is written down, which is the intent and the outbox in one; then its saga is started.
 //! - `results`: the end of a saga is written, then announced.
 //! - `reconcile`: whatever is open and due is started again.
 //! - `live`, `cursor`, `stream`: who watches, and what is sent to whom.

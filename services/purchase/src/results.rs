@@ -57,7 +57,7 @@ pub(crate) async fn run(parts: Parts, stop: CancellationToken) {
                 Err(bus::Closed) => return,
             },
         };
-        pace.took(batch.deliveries().len(), Instant::now());
+        pace.took(batch.deliveries().len(), parts.batch_messages, Instant::now());
         parts.work_off(batch).await;
     }
 }
@@ -248,7 +248,7 @@ fn write(tx: &mut db::Tx<'_>, finishes: &[Finish]) -> Result<Vec<Written>, db::E
     };
     let ending: Vec<(u64, &Finish)> =
         finishes.iter().filter_map(|finish| Some((open(finish)?, finish))).collect();
-    let mut number = if ending.is_empty() { 0 } else { store::finish(tx, &ending)? };
+    let mut number = if ending.is_empty() { 0 } else { store::finish(tx, &ending, store::LIST_BEHIND)? };
     let written = finishes.iter().map(|finish| match known.get(&finish.id) {
         None => Written::Unknown,
         Some(known) if known.state.is_terminal() => match &known.path {

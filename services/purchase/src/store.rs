@@ -152,11 +152,11 @@ pub(crate) struct Finish {
 /// Purchases that have ended are listed by customer when there are so many more of them: then a page of that list takes
 /// several, where one by one each would write a page of its own. Whoever asks for a customer's purchases reads so many rows
 /// at most to find the newest.
-const LIST_BEHIND: u64 = 2_048;
+pub(crate) const LIST_BEHIND: u64 = 2_048;
 
 /// Ends open purchases of these customers, in this order, and returns the number that the first of them gets; the others get
 /// the ones behind it.
-pub(crate) fn finish(tx: &mut Tx<'_>, finishes: &[(u64, &Finish)]) -> Result<u64, Error> {
+pub(crate) fn finish(tx: &mut Tx<'_>, finishes: &[(u64, &Finish)], list_behind: u64) -> Result<u64, Error> {
     let count = finishes.len() as u64;
     tx.execute("UPDATE purchase_finish SET no = no + ? WHERE only = 1", &[Value::from(count)])?;
     let Numbers { last, indexed } = numbers(tx)?;
@@ -183,7 +183,7 @@ pub(crate) fn finish(tx: &mut Tx<'_>, finishes: &[(u64, &Finish)]) -> Result<u64
         "{delete from purchase_open AS p join set(id INT) AS s on p.id = s.id}",
         &[Value::from(&ids_set(finishes.iter().map(|(_, finish)| finish.id)))],
     )?;
-    if last - indexed >= LIST_BEHIND {
+    if last - indexed >= list_behind {
         list_by_customer(tx, indexed, last)?;
     }
     Ok(first)
@@ -429,12 +429,14 @@ pub(crate) fn list(tx: &mut Tx<'_>, customer_id: u64, offset: u64, size: u64) ->
         |row| row.get(0),
     )?;
     let page = page(&recent, &listed, skipped, offset, size);
-    tx.query(
+    let mut shown = tx.query(
         "SELECT p.id, p.state, p.input, p.created_at, p.finished_at, p.reason, p.path
          {from set(id INT) AS s join purchase AS p on p.id = s.id}",
         &[Value::from(&ids_set(page.into_iter()))],
         shown,
-    )
+    )?;
+    shown.sort_unstable_by_key(|shown| std::cmp::Reverse(shown.id));
+    Ok(shown)
 }
 
 /// A customer's purchases that are open or ended too recently to be listed by customer. Bounded by what may be open, and by
@@ -554,7 +556,396 @@ fn state(row: &Row<'_>, index: usize) -> Result<State, Error> {
 
 #[cfg(test)]
 mod tests {
+    use std::path::PathBuf;
+
+    use db::{Db, Migration, Settings};
+
     use super::*;
+    use crate::MIGRATIONS;
+
+    /// A folder of one test, removed with it.
+    struct Folder(PathBuf);
+
+    impl Folder {
+        fn new(test: &str) -> Folder {
+            let path = std::env::temp_dir().join(format!("purchase-store-{}-{test}", std::process::id()));
+            std::fs::create_dir_all(&path).expect("a folder");
+            Folder(path)
+        }
+
+        fn open(&self, migrations: &'static [Migration]) -> Db {
+            Db::open(Settings::new(self.0.join("purchase.db"), "purchase"), migrations).expect("a database")
+        }
+    }
+
+    impl Drop for Folder {
+        fn drop(&mut self) {
+            // What cannot be removed is left to the system.
+            let _ = std::fs::remove_dir_all(&self.0);
+        }
+    }
+
+    /// Chance that can be repeated: a linear congruential generator (Knuth's MMIX).
+    struct Chance(u64);
+
+    impl Chance {
+        fn below(&mut self, end: u64) -> u64 {
+            self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            (self.0 >> 33) % end
+        }
+    }
+
+    /// A purchase as the model keeps it.
+    #[derive(Clone, Debug)]
+    struct Bought {
+        id: u64,
+        customer_id: u64,
+        created_at: UnixMillis,
+        end: Option<End>,
+    }
+
+    #[derive(Clone, Debug)]
+    struct End {
+        no: u64,
+        state: State,
+        at: UnixMillis,
+    }
+
+    impl Bought {
+        fn accepted(id: u64, customer_id: u64) -> Bought {
+            Bought { id, customer_id, created_at: 1_000 + id, end: None }
+        }
+
+        fn new_purchase(&self) -> NewPurchase {
+            NewPurchase {
+                id: self.id,
+                customer_id: self.customer_id,
+                key: None,
+                input: bytes::Bytes::from(format!("input {}", self.id)),
+                trace: String::new(),
+                created_at: self.created_at,
+                deadline_at: self.created_at + 100,
+                next_wake_at: self.created_at + 10,
+            }
+        }
+
+        fn finish(&self, state: State, at: UnixMillis) -> Finish {
+            let reason = (state != State::Succeeded).then(|| format!("reason {}", self.id));
+            Finish { id: self.id, state, finished_at: at, reason, path: self.path() }
+        }
+
+        fn path(&self) -> Vec<u8> {
+            format!("path {}", self.id).into_bytes()
+        }
+
+        fn shown(&self) -> ShownRow {
+            let end = self.end.as_ref();
+            let reason =
+                end.filter(|end| end.state != State::Succeeded).map(|_| format!("reason {}", self.id));
+            ShownRow {
+                id: self.id,
+                state: end.map_or(State::Open, |end| end.state),
+                input: format!("input {}", self.id).into_bytes(),
+                created_at: self.created_at,
+                finished_at: end.map(|end| end.at),
+                reason,
+                path: end.map(|_| self.path()),
+            }
+        }
+    }
+
+    /// [`Shown`], to be compared.
+    #[derive(Debug, PartialEq, Eq)]
+    struct ShownRow {
+        id: u64,
+        state: State,
+        input: Vec<u8>,
+        created_at: UnixMillis,
+        finished_at: Option<UnixMillis>,
+        reason: Option<String>,
+        path: Option<Vec<u8>>,
+    }
+
+    impl From<Shown> for ShownRow {
+        fn from(shown: Shown) -> ShownRow {
+            let Shown { id, state, input, created_at, finished_at, reason, path } = shown;
+            ShownRow { id, state, input, created_at, finished_at, reason, path }
+        }
+    }
+
+    /// What an event stream reads: id, finish number, time of acceptance, path.
+    type FinishedRow = (u64, u64, UnixMillis, Vec<u8>);
+
+    fn finished_row(finished: Finished) -> FinishedRow {
+        (finished.id, finished.finished_no, finished.created_at, finished.path)
+    }
+
+    /// What the store says and what the model says must be the same, whatever is asked.
+    fn compare(tx: &mut Tx<'_>, model: &[Bought], last: u64, when: &str) -> Result<(), Error> {
+        assert_eq!(last_finished_no(tx)?, last, "{when}");
+        for customer in CUSTOMERS {
+            let mut theirs: Vec<&Bought> = model.iter().filter(|one| one.customer_id == customer).collect();
+            theirs.sort_by_key(|one| std::cmp::Reverse(one.id));
+            let count = theirs.len();
+            for (offset, size) in (0..count + 2).flat_map(|offset| (1..6).map(move |size| (offset, size))) {
+                let found = list(tx, customer, offset as u64, size as u64)?;
+                let found: Vec<ShownRow> = found.into_iter().map(ShownRow::from).collect();
+                let page = theirs.iter().skip(offset).take(size);
+                let expected: Vec<ShownRow> = page.map(|one| one.shown()).collect();
+                assert_eq!(found, expected, "{when}: customer {customer}, offset {offset}, size {size}");
+            }
+
+            let mut ended: Vec<(&Bought, &End)> =
+                theirs.iter().filter_map(|one| Some((*one, one.end.as_ref()?))).collect();
+            ended.sort_by_key(|(_, end)| end.no);
+            for (after, up_to, limit) in ranges(last) {
+                let found = finished_between(tx, customer, after, up_to, limit)?;
+                let found: Vec<FinishedRow> = found.into_iter().map(finished_row).collect();
+                let within = ended.iter().filter(|(_, end)| after < end.no && end.no <= up_to);
+                let expected: Vec<FinishedRow> = within
+                    .take(limit as usize)
+                    .map(|(one, end)| (one.id, end.no, one.created_at, one.path()))
+                    .collect();
+                assert_eq!(found, expected, "{when}: customer {customer}, {after} to {up_to}, limit {limit}");
+            }
+
+            for (since, limit) in
+                (0..=TIMES).step_by(3).flat_map(|since| [1, 2, 3, 5, 100].map(|limit| (since, limit)))
+            {
+                let found = first_finished_since(tx, customer, since, limit)?;
+                let newest = ended.iter().rev().take(limit as usize);
+                let expected = newest.filter(|(_, end)| end.at >= since).map(|(_, end)| end.no).min();
+                assert_eq!(found, expected, "{when}: customer {customer}, since {since}, limit {limit}");
+            }
+        }
+        Ok(())
+    }
+
+    /// Questions after `after`, up to `up_to`, at most `limit`.
+    fn ranges(last: u64) -> impl Iterator<Item = (u64, u64, u32)> {
+        let after =
+            (0..=last + 1).flat_map(move |after| [after, after + 2, last].map(|up_to| (after, up_to)));
+        after.flat_map(|(after, up_to)| [1, 2, 4, 100].map(|limit| (after, up_to, limit)))
+    }
+
+    const CUSTOMERS: [u64; 3] = [7, 8, 9];
+    /// Purchases end at times below it, in no order.
+    const TIMES: u64 = 30;
+    const LIST_BEHIND_FEW: u64 = 3;
+
+    #[tokio::test]
+    async fn purchases_are_found_whether_they_are_listed_yet_or_not() {
+        for seed in 0..6 {
+            let folder = Folder::new(&format!("model-{seed}"));
+            let db = folder.open(MIGRATIONS);
+            let mut chance = Chance(seed);
+            // Purchases that end out of their order, and some that never do.
+            let (mut next_id, mut last) = (100, 0);
+            let mut model: Vec<Bought> = Vec::new();
+            let (mut seen_behind, mut seen_listed) = (false, false);
+            while next_id < 140 {
+                let from = model.len();
+                for id in next_id..next_id + 1 + chance.below(4) {
+                    let customer = CUSTOMERS[usize::try_from(chance.below(3)).expect("small")];
+                    model.push(Bought::accepted(id, customer));
+                }
+                next_id += (model.len() - from) as u64;
+                let accepted: Vec<NewPurchase> = model[from..].iter().map(Bought::new_purchase).collect();
+
+                let mut ends: Vec<(u64, Finish)> = Vec::new();
+                for _ in 0..chance.below(6) {
+                    let open: Vec<usize> = (0..model.len()).filter(|at| model[*at].end.is_none()).collect();
+                    // The first two stay open.
+                    let Some(at) = open.get(2 + usize::try_from(chance.below(6)).expect("small")) else {
+                        continue;
+                    };
+                    let one = &mut model[*at];
+                    let state = [State::Succeeded, State::Failed, State::Cancelled]
+                        [usize::try_from(chance.below(3)).expect("small")];
+                    let at = chance.below(TIMES);
+                    ends.push((one.customer_id, one.finish(state, at)));
+                    last += 1;
+                    one.end = Some(End { no: last, state, at });
+                }
+
+                let (first, now, when) =
+                    (last + 1 - ends.len() as u64, model.clone(), format!("seed {seed}, {last} ended"));
+                let indexed = db
+                    .write(move |tx| {
+                        insert(tx, accepted.iter())?;
+                        let ends: Vec<(u64, &Finish)> =
+                            ends.iter().map(|(customer, end)| (*customer, end)).collect();
+                        if !ends.is_empty() {
+                            assert_eq!(finish(tx, &ends, LIST_BEHIND_FEW)?, first, "{when}");
+                        }
+                        compare(tx, &now, last, &when)?;
+                        Ok::<_, Error>(numbers(tx)?.indexed)
+                    })
+                    .await
+                    .expect("a transaction");
+                assert!(last - indexed < LIST_BEHIND_FEW, "seed {seed}: {indexed} of {last} are listed");
+                seen_behind |= last > indexed && indexed > 0;
+                seen_listed |= last == indexed && last > 0;
+            }
+            assert!(seen_behind && seen_listed, "seed {seed} never saw both");
+            db.close().await;
+        }
+    }
+
+    /// All that one row of `purchase` says, of the table and of the view.
+    #[derive(Clone, Debug, PartialEq, Eq)]
+    struct WholeRow {
+        id: u64,
+        customer_id: u64,
+        key: Option<String>,
+        request_hash: Option<Vec<u8>>,
+        state: u8,
+        input: Vec<u8>,
+        trace: String,
+        created_at: u64,
+        deadline_at: u64,
+        next_wake_at: Option<u64>,
+        tries: u32,
+        finished_at: Option<u64>,
+        finished_no: Option<u64>,
+        reason: Option<String>,
+        path: Option<Vec<u8>>,
+    }
+
+    fn whole_rows(tx: &mut Tx<'_>) -> Result<Vec<WholeRow>, Error> {
+        tx.query(
+            "SELECT id, customer_id, idempotency_key, request_hash, state, input, trace, created_at, deadline_at,
+                    next_wake_at, tries, finished_at, finished_no, reason, path FROM purchase ORDER BY id",
+            &[],
+            |row| {
+                Ok(WholeRow {
+                    id: row.get(0)?,
+                    customer_id: row.get(1)?,
+                    key: row.get(2)?,
+                    request_hash: row.get(3)?,
+                    state: row.get(4)?,
+                    input: row.get(5)?,
+                    trace: row.get(6)?,
+                    created_at: row.get(7)?,
+                    deadline_at: row.get(8)?,
+                    next_wake_at: row.get(9)?,
+                    tries: row.get(10)?,
+                    finished_at: row.get(11)?,
+                    finished_no: row.get(12)?,
+                    reason: row.get(13)?,
+                    path: row.get(14)?,
+                })
+            },
+        )
+    }
+
+    /// Every state for each of two customers. They ended in another order than they were accepted in.
+    fn old_rows() -> Vec<WholeRow> {
+        let row = |id: u64, customer_id: u64, state: u8, finished_no: Option<u64>| {
+            let why = matches!(state, 2..=4);
+            WholeRow {
+                id,
+                customer_id,
+                key: id.is_multiple_of(2).then(|| format!("key {id}")),
+                request_hash: id.is_multiple_of(2).then(|| vec![u8::try_from(id).expect("small"); 32]),
+                state,
+                input: format!("input {id}").into_bytes(),
+                trace: format!("trace {id}"),
+                created_at: 1_000 + id,
+                deadline_at: 2_000 + id,
+                next_wake_at: (state == 0).then_some(3_000 + id),
+                tries: if matches!(state, 0 | 4) { 5 } else { 0 },
+                finished_at: finished_no.map(|no| 4_000 + no),
+                finished_no,
+                reason: why.then(|| format!("reason {id}")),
+                path: (state != 0).then(|| format!("path {id}").into_bytes()),
+            }
+        };
+        vec![
+            row(10, 7, 1, Some(6)),
+            row(11, 7, 0, None),
+            row(12, 8, 2, Some(1)),
+            row(13, 7, 2, Some(3)),
+            row(14, 7, 3, Some(2)),
+            row(15, 7, 4, None),
+            row(16, 8, 1, Some(4)),
+            row(17, 8, 3, Some(5)),
+            row(18, 8, 0, None),
+            row(19, 8, 4, None),
+        ]
+    }
+
+    fn insert_old(tx: &mut Tx<'_>, row: &WholeRow) -> Result<u64, Error> {
+        tx.execute(
+            "INSERT INTO purchase (id, customer_id, idempotency_key, request_hash, state, input, trace, created_at,
+                                   deadline_at, next_wake_at, tries, finished_at, finished_no, reason, path)
+             VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            &[
+                Value::from(row.id),
+                Value::from(row.customer_id),
+                Value::from(row.key.as_deref()),
+                Value::from(row.request_hash.as_deref()),
+                Value::from(row.state),
+                Value::from(&row.input),
+                Value::from(&row.trace),
+                Value::from(row.created_at),
+                Value::from(row.deadline_at),
+                Value::from(row.next_wake_at),
+                Value::from(row.tries),
+                Value::from(row.finished_at),
+                Value::from(row.finished_no),
+                Value::from(row.reason.as_deref()),
+                Value::from(row.path.as_deref()),
+            ],
+        )
+    }
+
+    #[tokio::test]
+    async fn a_database_of_one_table_says_the_same_after_its_migration() {
+        let folder = Folder::new("migration");
+        let old = folder.open(&MIGRATIONS[..2]);
+        let before = old
+            .write(|tx| {
+                for row in old_rows() {
+                    insert_old(tx, &row)?;
+                }
+                tx.execute("UPDATE purchase_finish SET no = 6 WHERE only = 1", &[])?;
+                whole_rows(tx)
+            })
+            .await
+            .expect("the old rows");
+        old.close().await;
+        assert_eq!(before, old_rows());
+
+        let db = folder.open(MIGRATIONS);
+        let after = db.read(whole_rows).await.expect("the view");
+        assert_eq!(after, before);
+        for customer in [7, 8] {
+            let listed = db.read(move |tx| list(tx, customer, 0, 100)).await.expect("a list");
+            let listed: Vec<(u64, u8)> =
+                listed.iter().map(|shown| (shown.id, shown.state.number())).collect();
+            let theirs = before.iter().rev().filter(|row| row.customer_id == customer);
+            assert_eq!(listed, theirs.map(|row| (row.id, row.state)).collect::<Vec<_>>());
+
+            let finished = db.read(move |tx| finished_between(tx, customer, 1, 6, 100)).await.expect("ends");
+            let finished: Vec<FinishedRow> = finished.into_iter().map(finished_row).collect();
+            let mut ended: Vec<FinishedRow> = before
+                .iter()
+                .filter(|row| row.customer_id == customer)
+                .filter_map(|row| Some((row.id, row.finished_no?, row.created_at, row.path.clone()?)))
+                .filter(|(_, no, ..)| *no > 1)
+                .collect();
+            ended.sort_by_key(|(_, no, ..)| *no);
+            assert_eq!(finished, ended);
+        }
+
+        // The order of ends goes on behind the old one.
+        let end =
+            Finish { id: 11, state: State::Succeeded, finished_at: 5_000, reason: None, path: Vec::new() };
+        let number = db.write(move |tx| finish(tx, &[(7, &end)], LIST_BEHIND)).await.expect("an end");
+        assert_eq!(number, 7);
+        db.close().await;
+    }
 
     #[test]
     fn a_page_of_two_lists_is_the_page_of_their_merge() {

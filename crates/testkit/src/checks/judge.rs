@@ -7,8 +7,8 @@ use saga::{End, Outcome, Position, Reason};
 use shop::purchase::{Purchase as Cart, purchase_saga};
 use wire::messages::{Recorded, decode_path};
 
-use super::rows::{Order, Payment, Purchase, Rows};
-use super::violation::{Database, Effect, Violation};
+use super::rows::{Filed, Files, Listed, Order, Payment, Purchase, Rows};
+use super::violation::{Database, Effect, Misfiling, Table, Violation};
 use super::{Expected, Report};
 
 /// Ids are below it.
@@ -77,6 +77,7 @@ pub(crate) fn judge(rows: &Rows, expected: &Expected) -> Report {
     }
     found.extend(shop.sum_of_payments());
     found.extend(shop.finish_numbers());
+    found.extend(misfilings(&rows.files, rows.last_finished_no).into_iter().map(Violation::Misfiled));
     let count = |states: &[State]| {
         let counted = |purchase: &&Purchase| State::of(purchase.state).is_some_and(|it| states.contains(&it));
         rows.purchases.iter().filter(counted).count()
@@ -448,6 +449,56 @@ impl<'a> Shop<'a> {
         let whole = purchases.is_empty() && taken.len() as u64 == last;
         (!whole).then_some(Violation::FinishNumbers { last, purchases })
     }
+}
+
+/// What the tables behind the view of purchases say must fit: a purchase that was accepted is open or has ended, and what ended
+/// is listed by customer, up to a number.
+fn misfilings(files: &Files, last: u64) -> Vec<Misfiling> {
+    let Files { accepted, open, ended, listed, indexed } = files;
+    let mut found = Vec::new();
+    let ids = |rows: &[Filed]| counted(rows.iter().map(|row| row.id));
+    let (open_rows, ended_rows) = (ids(open), ids(ended));
+    for purchase in accepted.iter().map(|row| row.id) {
+        let rows = |table: &BTreeMap<u64, usize>| table.get(&purchase).copied().unwrap_or_default();
+        let (open, ended) = (rows(&open_rows), rows(&ended_rows));
+        if open + ended != 1 {
+            found.push(Misfiling::NotInOne { purchase, open, ended });
+        }
+    }
+    let customers: HashMap<u64, u64> = accepted.iter().map(|row| (row.id, row.customer)).collect();
+    for (table, rows) in [(Table::Open, open), (Table::Ended, ended)] {
+        found.extend(rows.iter().filter_map(|row| {
+            let purchase = row.id;
+            match customers.get(&purchase) {
+                None => Some(Misfiling::NotAccepted { purchase, table }),
+                Some(&accepted) if accepted != row.customer => {
+                    Some(Misfiling::OtherCustomer { purchase, table, accepted, found: row.customer })
+                }
+                Some(_) => None,
+            }
+        }));
+    }
+    let expected: BTreeSet<Listed> = ended
+        .iter()
+        .filter(|row| row.finished_no <= *indexed)
+        .flat_map(|row| {
+            [(Table::CustomerPurchase, row.id), (Table::CustomerEnded, row.finished_no)]
+                .map(|(table, number)| Listed { table, customer: row.customer, number })
+        })
+        .collect();
+    let listed: BTreeSet<Listed> = listed.iter().copied().collect();
+    found.extend(expected.difference(&listed).map(|row| {
+        let Listed { table, customer, number } = *row;
+        Misfiling::NotListed { table, customer, number }
+    }));
+    found.extend(listed.difference(&expected).map(|row| {
+        let Listed { table, customer, number } = *row;
+        Misfiling::Listed { table, customer, number }
+    }));
+    if *indexed > last {
+        found.push(Misfiling::ListedBeyond { indexed: *indexed, last });
+    }
+    found
 }
 
 /// Whether such a reply can be recorded in such a phase.

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use rusqlite::{Connection, OpenFlags, Row};
 
-use super::violation::Database;
+use super::violation::{Database, Table};
 
 /// How long to wait for the shop's own lock.
 const BUSY_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(10);
@@ -30,7 +30,38 @@ pub(crate) struct Rows {
     pub payments: Vec<Payment>,
     pub purchases: Vec<Purchase>,
     pub last_finished_no: u64,
+    pub files: Files,
     pub barrier: Vec<Reply>,
+}
+
+/// The tables behind the view `purchase`, which hides where they contradict each other.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Files {
+    pub accepted: Vec<Filed>,
+    pub open: Vec<Filed>,
+    pub ended: Vec<Filed>,
+    /// Rows of the two lists by customer.
+    pub listed: Vec<Listed>,
+    /// The finish number up to which there should be such rows.
+    pub indexed: u64,
+}
+
+/// A purchase's row in one table.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Filed {
+    pub id: u64,
+    pub customer: u64,
+    /// 0 where the table has none.
+    pub finished_no: u64,
+}
+
+/// A row of a list by customer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Listed {
+    pub table: Table,
+    pub customer: u64,
+    /// A purchase's id or its finish number, as the table has it.
+    pub number: u64,
 }
 
 #[derive(Clone, Debug)]
@@ -169,8 +200,26 @@ fn read_purchase(conn: &Connection, rows: &mut Rows) -> rusqlite::Result<()> {
             path: row.get(9)?,
         })
     })?;
-    let sql = "SELECT no FROM purchase_finish WHERE only = 1";
-    rows.last_finished_no = conn.query_row(sql, (), |row| id(row, 0))?;
+    let sql = "SELECT no, indexed FROM purchase_finish WHERE only = 1";
+    (rows.last_finished_no, rows.files.indexed) =
+        conn.query_row(sql, (), |row| Ok((id(row, 0)?, id(row, 1)?)))?;
+    read_files(conn, &mut rows.files)
+}
+
+fn read_files(conn: &Connection, files: &mut Files) -> rusqlite::Result<()> {
+    let filed =
+        |row: &Row<'_>| Ok(Filed { id: id(row, 0)?, customer: id(row, 1)?, finished_no: id(row, 2)? });
+    files.accepted = all(conn, "SELECT id, customer_id, 0 FROM purchase_accepted ORDER BY id", filed)?;
+    files.open = all(conn, "SELECT id, customer_id, 0 FROM purchase_open ORDER BY id", filed)?;
+    files.ended = all(conn, "SELECT id, customer_id, finished_no FROM purchase_ended ORDER BY id", filed)?;
+    for (table, sql) in [
+        (Table::CustomerPurchase, "SELECT customer_id, id FROM customer_purchase"),
+        (Table::CustomerEnded, "SELECT customer_id, finished_no FROM customer_ended"),
+    ] {
+        files
+            .listed
+            .extend(all(conn, sql, |row| Ok(Listed { table, customer: id(row, 0)?, number: id(row, 1)? }))?);
+    }
     Ok(())
 }
 

@@ -59,6 +59,55 @@ impl fmt::Display for Effect {
     }
 }
 
+/// A table of purchases, behind the view of them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Table {
+    /// What has not ended.
+    Open,
+    /// What has ended.
+    Ended,
+    /// What has ended, by customer and id.
+    CustomerPurchase,
+    /// What has ended, by customer and finish number.
+    CustomerEnded,
+}
+
+impl fmt::Display for Table {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Table::Open => "purchase_open",
+            Table::Ended => "purchase_ended",
+            Table::CustomerPurchase => "customer_purchase",
+            Table::CustomerEnded => "customer_ended",
+        })
+    }
+}
+
+/// How the tables of purchases contradict each other. The number in a list is a purchase's id or its finish number, as the
+/// list has it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[allow(missing_docs, reason = "each variant's message says what its fields are")]
+pub enum Misfiling {
+    /// A purchase that is not in exactly one of the two tables.
+    #[error("purchase {purchase} has {open} rows in purchase_open and {ended} in purchase_ended")]
+    NotInOne { purchase: u64, open: usize, ended: usize },
+    /// A purchase that is open or ended, and was not accepted.
+    #[error("purchase {purchase} is in {table} and not in purchase_accepted")]
+    NotAccepted { purchase: u64, table: Table },
+    /// A purchase that is one customer's here and another's there.
+    #[error("purchase {purchase} belongs to customer {accepted} and in {table} to customer {found}")]
+    OtherCustomer { purchase: u64, table: Table, accepted: u64, found: u64 },
+    /// A list that leaves out what ended long enough ago.
+    #[error("{table} leaves out {number} of customer {customer}")]
+    NotListed { table: Table, customer: u64, number: u64 },
+    /// A list that has what did not end, ended too recently, or is another customer's.
+    #[error("{table} has {number} of customer {customer}, which should not be there")]
+    Listed { table: Table, customer: u64, number: u64 },
+    /// Lists that are said to be ahead of what they list.
+    #[error("purchases are listed up to the finish number {indexed}; the last one is {last}")]
+    ListedBeyond { indexed: u64, last: u64 },
+}
+
 /// Something that must never be.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[allow(missing_docs, reason = "each variant's message says what its fields are")]
@@ -196,4 +245,8 @@ pub enum Violation {
         "I12: the ended purchases should have the numbers 1 to {last}; {purchases:?} have other or the same ones"
     )]
     FinishNumbers { last: u64, purchases: Vec<u64> },
+
+    /// Tables of purchases that contradict each other.
+    #[error("I2: {0}")]
+    Misfiled(Misfiling),
 }

@@ -209,7 +209,7 @@ impl About {
                 (about::STARTED_AT, Found::Number(number)) => about.started_at = number,
                 (about::INPUT, Found::Bytes(at)) => about.input = at,
                 (about::TRACE, Found::Bytes(at)) => about.trace = at,
-                _ => {}
+                (tag, _) => only_unknown(tag, about::TRACE)?,
             }
         }
         if !encoded[about.definition.clone()].is_ascii() {
@@ -244,7 +244,7 @@ impl Recorded {
                 (recorded::OUTCOME, Found::Number(found)) => number = found,
                 (recorded::TEXT, Found::Bytes(found)) => text = found,
                 (recorded::AT, Found::Number(found)) => at = found,
-                _ => {}
+                (tag, _) => only_unknown(tag, recorded::AT).map_err(malformed(what))?,
             }
         }
         Ok(Recorded { outcome: outcome(what, number, &bytes[text])?, at })
@@ -353,7 +353,7 @@ impl Message {
                 (field::PHASE, Found::Number(number)) => message.phase = number,
                 (field::RECORDED, Found::Bytes(at)) => message.recorded = at,
                 (field::BELOW, Found::Number(number)) => message.below = number,
-                _ => {}
+                (tag, _) => only_unknown(tag, field::BELOW).map_err(malformed(what))?,
             }
         }
         check_format(what, format)?;
@@ -419,7 +419,7 @@ fn entry(what: &'static str, bytes: &[u8]) -> Result<Entry, DecodeError> {
             (entry::OUTCOME, Found::Number(found)) => number = found,
             (entry::TEXT, Found::Bytes(found)) => text = found,
             (entry::AT, Found::Number(found)) => at = found,
-            _ => {}
+            (tag, _) => only_unknown(tag, entry::AT).map_err(malformed(what))?,
         }
     }
     Ok(Entry { step: step_index(what, step)?, outcome: outcome(what, number, &bytes[text])?, at })
@@ -484,6 +484,11 @@ fn check_format(what: &'static str, format: u64) -> Result<(), DecodeError> {
 
 fn malformed(what: &'static str) -> impl Fn(prost::DecodeError) -> DecodeError {
     move |source| DecodeError::Malformed { what, source }
+}
+
+/// What a later version added is skipped; a field that is known and has another form than it should is damage.
+fn only_unknown(tag: u32, last_known: u32) -> Result<(), prost::DecodeError> {
+    if tag > last_known { Ok(()) } else { Err(wrong("a field of another type")) }
 }
 
 fn wrong(problem: &'static str) -> prost::DecodeError {

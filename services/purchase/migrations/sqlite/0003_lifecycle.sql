@@ -1,8 +1,8 @@
 -- What was accepted never changes, what is open is small, what has ended is appended: three tables instead of one whose
 -- rows grow and whose indexes are written three times for each purchase.
 
--- What was accepted. The row is the intent and the outbox in one: as long as the purchase is open, the reconciler
--- publishes its saga's start again.
+-- What was accepted. The row is the intent: as long as its purchase is open, the reconciler publishes its saga's start
+-- again.
 CREATE TABLE purchase_accepted (
     id              INTEGER PRIMARY KEY,
     customer_id     INTEGER NOT NULL,
@@ -70,6 +70,9 @@ DROP TABLE purchase;
 
 -- The last number in the order of ends, and the one up to which customers' purchases are listed by customer.
 ALTER TABLE purchase_finish ADD COLUMN indexed INTEGER NOT NULL DEFAULT 0;
+INSERT INTO customer_purchase SELECT customer_id, id FROM purchase_ended ORDER BY customer_id, id;
+INSERT INTO customer_ended SELECT customer_id, finished_no FROM purchase_ended ORDER BY customer_id, finished_no;
+UPDATE purchase_finish SET indexed = no;
 
 -- A purchase as it stands.
 CREATE VIEW purchase AS
