@@ -1,0 +1,1 @@
+//! Caches with versions and membership filters, in process and in Redis.

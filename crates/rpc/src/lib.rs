@@ -1,0 +1,1 @@
+//! gRPC between services: messages, balanced channels, health and reflection.

@@ -1,0 +1,1 @@
+//! MariaDB, NATS and Redis as child processes, for tests and measurements.

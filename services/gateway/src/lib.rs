@@ -1,0 +1,1 @@
+//! One port before all replicas of all services.
