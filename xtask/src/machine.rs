@@ -1,9 +1,10 @@
 //! What the machine has to have, and how it gets there.
 
-use std::env;
-use std::os::unix::fs::{MetadataExt, PermissionsExt};
-use std::path::{Path, PathBuf};
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
 use std::process::Command;
+
+use servers::program;
 
 use crate::Error;
 use crate::steps::Steps;
@@ -20,6 +21,17 @@ pub(crate) struct Program {
 pub(crate) const FOR_TESTS: &[Program] = &[
     Program { name: "curl", package: "curl", why: "the tests of the API drive it as its users do" },
     Program { name: "strace", package: "strace", why: "a test makes fdatasync fail" },
+    Program {
+        name: "mariadbd",
+        package: "mariadb-server",
+        why: "services of several processes keep their rows in it",
+    },
+    Program {
+        name: "redis-server",
+        package: "redis-server",
+        why: "several processes share what they remember in it",
+    },
+    Program { name: "chromium", package: "chromium", why: "an event stream is read as a browser reads it" },
 ];
 
 /// What measurements start.
@@ -38,20 +50,13 @@ const COMPONENTS: &[Component] = &[
     Component { name: "clippy", program: "cargo-clippy" },
 ];
 
-/// Whether a program of this name is on the path.
-pub(crate) fn finds(name: &str) -> bool {
-    let executable = |path: PathBuf| {
-        path.metadata().is_ok_and(|file| file.is_file() && file.permissions().mode() & 0o111 != 0)
-    };
-    env::var_os("PATH").is_some_and(|path| env::split_paths(&path).any(|dir| executable(dir.join(name))))
-}
-
 /// Installs the Debian packages of the programs that are missing.
 ///
 /// # Errors
 /// If one is missing and cannot be installed here; the message tells how to do it by hand.
 pub(crate) fn install_missing_programs(steps: &mut Steps, programs: &[Program]) -> Result<(), Error> {
-    let missing: Vec<&Program> = programs.iter().filter(|program| !finds(program.name)).collect();
+    let missing: Vec<&Program> =
+        programs.iter().filter(|program| program::find(program.name).is_none()).collect();
     if missing.is_empty() {
         return Ok(());
     }
@@ -64,7 +69,7 @@ pub(crate) fn install_missing_programs(steps: &mut Steps, programs: &[Program]) 
     let Some(privileged) = privileged() else {
         return Err(format!("not root, and there is no sudo: {by_hand}").into());
     };
-    if !finds("apt-get") {
+    if program::find("apt-get").is_none() {
         return Err(format!("this machine has no apt-get: {by_hand}").into());
     }
     let apt = |arguments: &[&str]| {
@@ -79,13 +84,30 @@ pub(crate) fn install_missing_programs(steps: &mut Steps, programs: &[Program]) 
         .map_err(|error| format!("{error}; {by_hand}").into())
 }
 
+/// Installs a NATS server where there is none that is new enough. Debian's own is not, so Go builds one.
+///
+/// # Errors
+/// If there is no Go, or it fails; the message tells how to do it by hand.
+pub(crate) fn install_missing_nats(steps: &mut Steps) -> Result<(), Error> {
+    let Err(why) = program::nats() else { return Ok(()) };
+    println!("{why}");
+    let Some(go) = program::find("go") else {
+        return Err(
+            format!("the tests need a NATS server, and there is no Go to build it with; {why}").into()
+        );
+    };
+    let package = "github.com/nats-io/nats-server/v2@latest";
+    steps.run("nats-server", Command::new(go).args(["install", package]))?;
+    program::nats().map(|_| ()).map_err(|error| format!("it was installed, but is not found: {error}").into())
+}
+
 /// Starts commands as root: as who already is, or by a sudo that asks no question.
 fn privileged() -> Option<fn() -> Command> {
     let root = Path::new("/proc/self").metadata().is_ok_and(|process| process.uid() == 0);
     if root {
         return Some(|| Command::new("env"));
     }
-    finds("sudo").then_some(|| {
+    program::find("sudo").is_some().then_some(|| {
         let mut command = Command::new("sudo");
         command.args(["--non-interactive", "env"]);
         command
@@ -103,7 +125,7 @@ pub(crate) fn install_missing_components(steps: &mut Steps) -> Result<(), Error>
         if there {
             continue;
         }
-        if !finds("rustup") {
+        if program::find("rustup").is_none() {
             return Err(
                 format!("{program} is missing and there is no rustup: install the component {name}").into()
             );

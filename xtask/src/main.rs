@@ -1,6 +1,6 @@
 //! Developer commands: `cargo xtask test`, `cargo xtask ci`, `cargo xtask mutants`, `cargo xtask bench`.
 //!
-//! Only the standard library is used, so that the first command on a new machine is compiled in a second. What
+//! Only the standard library is used (`servers` uses nothing else), so that the first command on a new machine is compiled in a second. What
 //! never happens: a command is run that is not printed; a step is skipped without a word; a failure is passed.
 
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "a program for a developer's terminal")]
@@ -9,16 +9,19 @@ mod machine;
 mod mutants;
 mod mutation;
 mod steps;
+mod test_servers;
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use steps::Steps;
+use test_servers::TestServers;
 
 const USAGE: &str = "\
 usage: cargo xtask COMMAND
 
-  test            install what the tests need (Debian packages), then run every test, doc tests included
+  test            install what the tests need (Debian packages; nats-server by Go), start the servers that they
+                  share, run every test, doc tests included, stop the servers
   ci              check the format, lint, check the dependencies (if cargo-deny is installed), then test
   mutants [NAME]  put each known bug (or the one of this name) into a copy of the tree, and see a test fail
   bench [--quick] [--long | --render | NAME...]
@@ -67,7 +70,9 @@ fn cargo() -> PathBuf {
 
 fn test(steps: &mut Steps) -> Result<(), Error> {
     machine::install_missing_programs(steps, machine::FOR_TESTS)?;
-    steps.cargo("tests", &["test", "--locked", "--workspace"])
+    machine::install_missing_nats(steps)?;
+    let shared = steps.timed("servers", TestServers::start)?;
+    steps.cargo_with("tests", &["test", "--locked", "--workspace"], shared.variables())
 }
 
 /// The shop is built as its users build it: alone, so that no other package's features get into it.
@@ -84,7 +89,7 @@ fn ci(steps: &mut Steps) -> Result<(), Error> {
     steps.cargo("format", &["fmt", "--all", "--check"])?;
     let lints = ["clippy", "--locked", "--workspace", "--all-targets", "--", "--deny", "warnings"];
     steps.cargo("lints", &lints)?;
-    if machine::finds("cargo-deny") {
+    if servers::program::find("cargo-deny").is_some() {
         steps.cargo("dependencies", &["deny", "check"])?;
     } else {
         println!(

@@ -28,6 +28,36 @@ impl Steps {
         self.run(name, &mut command)
     }
 
+    /// Runs `cargo ARGUMENTS` with further variables in its environment. They are not printed: passwords may be among them.
+    ///
+    /// # Errors
+    /// If it cannot be started or fails.
+    pub(crate) fn cargo_with(
+        &mut self,
+        name: &str,
+        arguments: &[&str],
+        variables: impl IntoIterator<Item = (&'static str, String)>,
+    ) -> Result<(), Error> {
+        let mut command = Command::new(crate::cargo());
+        command.args(arguments).envs(variables);
+        self.run(name, &mut command)
+    }
+
+    /// Does something that is no command, and remembers how long it took.
+    ///
+    /// # Errors
+    /// Its own.
+    pub(crate) fn timed<T>(
+        &mut self,
+        name: &str,
+        act: impl FnOnce() -> Result<T, Error>,
+    ) -> Result<T, Error> {
+        let begun = Instant::now();
+        let result = act();
+        self.done.push((name.to_owned(), begun.elapsed()));
+        result
+    }
+
     /// Runs a command whose input is empty and whose output is this process's.
     ///
     /// # Errors

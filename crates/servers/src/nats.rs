@@ -230,7 +230,7 @@ impl NatsNode {
     fn leader(&self) -> Option<String> {
         let (_, json) = http::get(self.monitor_addr(), "/jsz").ok().filter(|(status, _)| *status == 200)?;
         let (_, cluster) = json.split_once("\"meta_cluster\"")?;
-        values(cluster, "leader").next().map(str::to_owned)
+        values(cluster, "leader").next().filter(|name| !name.is_empty()).map(str::to_owned)
     }
 }
 

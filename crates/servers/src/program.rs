@@ -139,7 +139,45 @@ fn is_program(path: &Path) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use super::major_minor;
+    use std::fs::{self, Permissions};
+    use std::os::unix::fs::PermissionsExt;
+    use std::path::PathBuf;
+
+    use super::{INSTALL_NATS, OLDEST_NATS, major_minor, newest_enough};
+    use crate::{Error, unique_name};
+
+    /// Programs that say that they are of these versions, and what is found among them.
+    fn found(versions: &[&str]) -> Result<PathBuf, Error> {
+        let dir = std::env::temp_dir().join(unique_name());
+        fs::create_dir(&dir).unwrap();
+        let program = |version: &&str| {
+            let path = dir.join(version);
+            fs::write(&path, format!("#!/bin/sh\necho nats-server: v{version}\n")).unwrap();
+            fs::set_permissions(&path, Permissions::from_mode(0o700)).unwrap();
+            path
+        };
+        let programs: Vec<PathBuf> = versions.iter().map(program).collect();
+        let found = newest_enough(programs.into_iter(), "nats-server", OLDEST_NATS, INSTALL_NATS);
+        fs::remove_dir_all(&dir).unwrap();
+        found
+    }
+
+    #[test]
+    fn a_program_that_is_too_old_is_refused_by_name_or_passed_over() {
+        assert!(found(&["2.9.10", "2.10.0", "2.11.0"]).unwrap().ends_with("2.10.0"));
+        let error = found(&["2.9.10", "2.9.1"]).unwrap_err();
+        assert!(matches!(&error, Error::TooOld { program, .. } if program.ends_with("/2.9.10")), "{error}");
+        assert!(
+            error.to_string().contains("nats-server: v2.9.10, and 2.10 or newer is needed: go install"),
+            "{error}"
+        );
+    }
+
+    #[test]
+    fn a_program_that_is_not_there_is_named_with_how_to_get_it() {
+        let error = found(&[]).unwrap_err().to_string();
+        assert!(error.starts_with("nats-server is not installed: go install github.com/nats-io/"), "{error}");
+    }
 
     #[test]
     fn versions_are_read_as_the_programs_write_them() {
