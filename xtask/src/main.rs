@@ -9,13 +9,12 @@ mod machine;
 mod mutants;
 mod mutation;
 mod steps;
-mod test_servers;
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
+use servers::TestServers;
 use steps::Steps;
-use test_servers::TestServers;
 
 const USAGE: &str = "\
 usage: cargo xtask COMMAND
@@ -71,7 +70,7 @@ fn cargo() -> PathBuf {
 fn test(steps: &mut Steps) -> Result<(), Error> {
     machine::install_missing_programs(steps, machine::FOR_TESTS)?;
     machine::install_missing_nats(steps)?;
-    let shared = steps.timed("servers", TestServers::start)?;
+    let shared = steps.timed("servers", || Ok(TestServers::start()?))?;
     steps.cargo_with("tests", &["test", "--locked", "--workspace"], shared.variables())
 }
 

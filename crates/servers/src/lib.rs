@@ -4,7 +4,7 @@
 //! - [`MariaDb`], [`Nats`], [`Redis`], [`RedisCluster`]: started on free ports of 127.0.0.1, each with its data in a directory of its own;
 //!   killed, paused, stopped and started again on the same port and the same data.
 //! - [`Proxy`]: between a client and a server, to cut, to stall, or to cut right behind a request.
-//! - [`shared`]: one of each kind for a whole test binary, or for all of them (`cargo xtask test`).
+//! - [`shared`]: one of each kind for a whole test binary; [`TestServers`]: for all of them.
 //!
 //! All methods block the thread that calls them, for seconds where a server starts.
 //!
@@ -26,6 +26,7 @@ mod redis;
 mod redis_cluster;
 mod resp;
 pub mod shared;
+mod test_servers;
 mod wait;
 
 pub use error::Error;
@@ -37,3 +38,4 @@ pub use random::unique_name;
 pub use redis::Redis;
 pub use redis_cluster::RedisCluster;
 pub use resp::Reply;
+pub use test_servers::TestServers;

@@ -7,18 +7,16 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
+use servers::shared;
+
 /// How long the janitor may take.
 const LIMIT: Duration = Duration::from_secs(30);
-
-/// The example, which cargo builds beside this test.
-fn orphanage() -> PathBuf {
-    let test = std::env::current_exe().unwrap();
-    let profile = test.ancestors().nth(2).unwrap();
-    profile.join("examples/orphan")
-}
+/// A MariaDB, three NATS and six Redis.
+const SERVERS: usize = 10;
 
 struct Parent {
     child: Child,
+    /// Their process ids.
     servers: Vec<String>,
     temp: PathBuf,
 }
@@ -27,15 +25,26 @@ struct Parent {
 fn start() -> Parent {
     let temp = std::env::temp_dir().join(servers::unique_name());
     std::fs::create_dir(&temp).unwrap();
-    let mut command = Command::new(orphanage());
+    let mut command = Command::new(env!("CARGO_BIN_EXE_servers"));
+    for variable in [shared::MYSQL_VARIABLE, shared::NATS_VARIABLE, shared::REDIS_VARIABLE] {
+        command.env_remove(variable);
+    }
     let mut child = command.env("TMPDIR", &temp).stdout(Stdio::piped()).spawn().unwrap();
-    let mut line = String::new();
-    BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
-    let servers: Vec<String> = line.split_whitespace().map(str::to_owned).collect();
-    assert_eq!(servers.len(), 3, "it started: {line}");
+    let lines: Vec<_> =
+        BufReader::new(child.stdout.take().unwrap()).lines().take(4).map(Result::unwrap).collect();
+    assert_eq!(lines.last().unwrap(), "# until Ctrl-C");
+    let servers = pids(&temp);
+    assert_eq!(servers.len(), SERVERS);
     assert!(servers.iter().all(|pid| runs(pid)));
-    assert_ne!(entries(&temp), 0);
     Parent { child, servers, temp }
+}
+
+/// What the processes have written down.
+fn pids(temp: &Path) -> Vec<String> {
+    let nests = std::fs::read_dir(temp).unwrap().map(|nest| nest.unwrap().path());
+    let files = nests.flat_map(|nest| std::fs::read_dir(nest).unwrap()).map(|file| file.unwrap().path());
+    let groups = files.filter(|file| file.extension().is_some_and(|ending| ending == "group"));
+    groups.map(|file| std::fs::read_to_string(file).unwrap().trim().to_owned()).collect()
 }
 
 /// One that is dead, and that nobody has asked about yet, runs no more.

@@ -143,6 +143,20 @@ fn a_trap_lets_the_request_through_and_not_the_answer() {
 }
 
 #[test]
+fn a_trap_closes_the_client_even_if_the_server_closes_nothing() {
+    let server = TcpListener::bind("127.0.0.1:0").unwrap();
+    let proxy = Proxy::start(server.local_addr().unwrap()).unwrap();
+    proxy.cut_after(b"x");
+    let mut client = Client::of(&proxy);
+    client.send("x");
+    let (mut taken, _) = server.accept().unwrap();
+    assert_eq!(client.hear(), "");
+    let mut got = String::new();
+    taken.read_to_string(&mut got).unwrap();
+    assert_eq!(got, "x\n");
+}
+
+#[test]
 fn a_commit_behind_which_the_connection_is_cut_has_happened() {
     let mariadb = MariaDb::start().unwrap();
     let database = mariadb.database().unwrap();

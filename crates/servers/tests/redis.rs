@@ -57,7 +57,7 @@ fn a_replica_takes_over_from_a_primary_that_dies() {
 
 #[test]
 fn the_shared_ones_answer() {
-    assert_eq!(shared::redis_cluster().len(), 6);
+    assert!(!shared::redis_cluster().is_empty());
     assert!(shared::redis().starts_with("redis://127.0.0.1:"));
     assert_eq!(shared::redis(), shared::redis());
 }
