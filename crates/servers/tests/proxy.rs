@@ -10,6 +10,9 @@ use std::time::Duration;
 
 use servers::{Error, MariaDb, MySqlAddress, Proxy};
 
+/// How long anything may take that must happen.
+const LIMIT: Duration = Duration::from_secs(10);
+
 /// A server that answers every line with itself, and tells which lines it got.
 fn echo() -> (SocketAddr, Receiver<String>) {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
@@ -34,7 +37,9 @@ struct Client(BufReader<TcpStream>);
 
 impl Client {
     fn of(proxy: &Proxy) -> Client {
-        Client(BufReader::new(TcpStream::connect(proxy.socket_addr()).unwrap()))
+        let stream = TcpStream::connect(proxy.socket_addr()).unwrap();
+        stream.set_read_timeout(Some(LIMIT)).unwrap();
+        Client(BufReader::new(stream))
     }
 
     fn send(&mut self, text: &str) {
@@ -44,7 +49,9 @@ impl Client {
     /// The next line; empty when the connection is closed or broken.
     fn hear(&mut self) -> String {
         let mut line = String::new();
-        let _ = self.0.read_line(&mut line);
+        if let Err(error) = self.0.read_line(&mut line) {
+            assert_ne!(error.kind(), ErrorKind::WouldBlock, "nothing within {LIMIT:?}");
+        }
         line.trim_end().to_owned()
     }
 
