@@ -6,11 +6,13 @@
 //! | marker | SQLite | MySQL |
 //! |---|---|---|
 //! | `{for update}` | nothing: a writer is alone | `FOR UPDATE` |
+//! | `{for update skip locked}` | nothing | `FOR UPDATE SKIP LOCKED`: rows that others hold are left out |
+//! | `{for share}` | nothing | `LOCK IN SHARE MODE`, which both servers know |
 //! | `{insert ignore}` | `INSERT OR IGNORE` | `INSERT IGNORE` |
-//! | `{insert into t (id, n) from set(id INT) AS s values (s.id, 7)}` | `INSERT .. VALUES` | `INSERT .. SELECT .. FROM` a subselect over `JSON_TABLE(?, ..)` |
-//! | `{from set(id INT) AS s join product AS p on p.id = s.id}` | `FROM product AS p WHERE ..` | `FROM .. JOIN .. ON ..` |
-//! | `{update product AS p join set(id INT, n INT) AS s on p.id = s.id set stock = p.stock - s.n}` | `UPDATE .. SET .. WHERE` | `UPDATE .. JOIN .. ON .. SET` |
-//! | `{delete from product AS p join set(id INT) AS s on p.id = s.id}` | `DELETE FROM .. WHERE` | `DELETE p FROM .. JOIN .. ON` |
+//! | `{insert into t (id, n) from set(id INT) AS s values (s.id, 7)}` | `INSERT .. VALUES` | `INSERT .. SELECT .. FROM JSON_TABLE(?, ..)` |
+//! | `{from set(id INT) AS s join product AS p on p.id = s.id}` | `FROM product AS p WHERE ..` | `FROM .. STRAIGHT_JOIN .. FORCE INDEX .. ON ..` |
+//! | `{update product AS p join set(id INT, n INT) AS s on p.id = s.id set stock = p.stock - s.n}` | `UPDATE .. SET .. WHERE` | `UPDATE .. STRAIGHT_JOIN .. ON .. SET` |
+//! | `{delete from product AS p join set(id INT) AS s on p.id = s.id}` | `DELETE FROM .. WHERE` | `DELETE p FROM .. STRAIGHT_JOIN .. ON` |
 //!
 //! # Statements over a set
 //!
@@ -19,12 +21,19 @@
 //! the statement is run row by row, with `s.id` bound like any other parameter: a point lookup without a join, several times
 //! faster than a table function.
 //!
-//! So that both mean the same: no `LIMIT`, no aggregate, no `ORDER BY` (SQLite answers in the order of the set), and no
+//! A server joins the set with the table by the table's primary key, in the order of the set, whatever its optimizer thinks of
+//! small tables: so a transaction locks the rows that it asks for and no others, in the order in which it asks. Another key
+//! is named: `join purchase_accepted AS p by purchase_accepted_key on ..`; a view, which has no keys, is `join view purchase AS p on ..`.
+//!
+//! So that both mean the same: no `LIMIT`, no aggregate, no `ORDER BY` (both answer in the order of the set), and no
 //! other parameter in front of the marker. The set's types are `INT`, `TEXT` and `BLOB`. `{insert ..}`, `{update ..}` and `{delete ..}` are whole statements;
 //! further parameters may stand after `on`, none after `set`, because the databases differ in the order of
 //! the clauses: put such a value into the set. A row should be matched by one row of the set at most, and no
 //! assignment may read what another one assigns. When a row fails, those before it have been written: a closure that
 //! goes on after such an error is a bug, one that returns it has its transaction rolled back.
+//!
+//! What is compared on MySQL is a number, or VARBINARY, which is compared byte by byte like a text in SQLite: its other texts
+//! leave out spaces at the end when they compare.
 //!
 //! Both `insert ignore`s also ignore violations other than uniqueness: check the values before.
 //!
@@ -82,7 +91,9 @@ pub fn translate(dialect: Dialect, sql: &'static str) -> Cow<'static, str> {
         text.push_str(before);
         match marker.as_str() {
             "for update" if dialect == Dialect::Mysql => text.push_str("FOR UPDATE"),
-            "for update" => {}
+            "for update skip locked" if dialect == Dialect::Mysql => text.push_str("FOR UPDATE SKIP LOCKED"),
+            "for share" if dialect == Dialect::Mysql => text.push_str("LOCK IN SHARE MODE"),
+            "for update" | "for update skip locked" | "for share" => {}
             "insert ignore" if dialect == Dialect::Mysql => text.push_str("INSERT IGNORE"),
             "insert ignore" => text.push_str("INSERT OR IGNORE"),
             other => {
@@ -94,49 +105,44 @@ pub fn translate(dialect: Dialect, sql: &'static str) -> Cow<'static, str> {
                     panic!("the marker {{{other}}} is unknown or misplaced in: {sql}");
                 };
                 text.push_str(&clause.text(dialect));
-                set = Some(clause.set.names());
+                set = Some(clause.set);
             }
         }
         rest = after;
     }
     text.push_str(rest);
-    match (set, dialect) {
-        (Some((alias, columns)), Dialect::Sqlite) => Cow::Owned(bind_columns(&text, &alias, &columns)),
-        _ => Cow::Owned(text),
-    }
+    let Some(set) = set else { return Cow::Owned(text) };
+    let mut own = set.columns.len();
+    Cow::Owned(replace_names(&text, |name| match (dialect, name) {
+        // The set's columns are the first parameters; the statement's own are counted on from there.
+        (Dialect::Sqlite, "?") => {
+            own += 1;
+            Some(format!("?{own}"))
+        }
+        (Dialect::Sqlite, name) => Some(format!("?{}", set.place(name, sql)? + 1)),
+        // JSON has no bytes: they come in hexadecimal.
+        (Dialect::Mysql, name) => {
+            let is_blob = set.columns[set.place(name, sql)?].1 == ColumnType::Blob;
+            is_blob.then(|| format!("UNHEX({name})"))
+        }
+    }))
 }
 
-/// Puts `?1` for `s.first`, `?2` for `s.second`, and so on; the statement's own `?` are counted on from there.
-fn bind_columns(text: &str, alias: &str, columns: &[String]) -> String {
+/// Puts something else for names, dots included, and for `?`.
+fn replace_names(text: &str, mut instead: impl FnMut(&str) -> Option<String>) -> String {
     let in_name = |c: char| c.is_ascii_alphanumeric() || c == '_' || c == '.';
-    let mut bound = String::with_capacity(text.len());
-    let mut next = columns.len() + 1;
+    let mut replaced = String::with_capacity(text.len());
     let mut rest = text;
     while let Some(first) = rest.chars().next() {
-        let name = rest.find(|c| !in_name(c)).map_or(rest, |end| &rest[..end]);
-        if name.is_empty() {
-            match first {
-                '?' => {
-                    bound.push_str(&format!("?{next}"));
-                    next += 1;
-                }
-                other => bound.push(other),
-            }
-            rest = &rest[first.len_utf8()..];
-            continue;
+        let length = rest.find(|c| !in_name(c)).unwrap_or(rest.len()).max(first.len_utf8());
+        let (name, behind) = rest.split_at(length);
+        match instead(name) {
+            Some(other) => replaced.push_str(&other),
+            None => replaced.push_str(name),
         }
-        let column = name.strip_prefix(alias).and_then(|name| name.strip_prefix('.'));
-        match column {
-            None => bound.push_str(name),
-            Some(column) => {
-                let place = columns.iter().position(|known| known == column);
-                let Some(place) = place else { panic!("the set has no column {column} in: {text}") };
-                bound.push_str(&format!("?{}", place + 1));
-            }
-        }
-        rest = &rest[name.len()..];
+        rest = behind;
     }
-    bound
+    replaced
 }
 
 /// Transactions belong to the database's thread: a closure that committed would tear its group apart.
@@ -150,9 +156,9 @@ fn refuse_transaction_control(sql: &str) {
 }
 
 /// `set(id INT, name TEXT) AS s`.
-struct SetTable<'m> {
-    columns: Vec<(&'m str, ColumnType)>,
-    alias: &'m str,
+struct SetTable {
+    columns: Vec<(String, ColumnType)>,
+    alias: String,
 }
 
 #[derive(Clone, Copy, PartialEq)]
@@ -162,9 +168,9 @@ enum ColumnType {
     Blob,
 }
 
-impl SetTable<'_> {
+impl SetTable {
     /// A set at the beginning of `marker`, and what follows it.
-    fn parse(marker: &str) -> Option<(SetTable<'_>, &str)> {
+    fn parse(marker: &str) -> Option<(SetTable, &str)> {
         let (columns, rest) = marker.strip_prefix("set(")?.split_once(')')?;
         let columns = columns.split(',').map(|column| {
             let (name, kind) = column.trim().split_once(' ')?;
@@ -174,39 +180,68 @@ impl SetTable<'_> {
                 "BLOB" => ColumnType::Blob,
                 _ => return None,
             };
-            Some((name, kind))
+            Some((name.to_owned(), kind))
         });
         let columns = columns.collect::<Option<_>>()?;
         let rest = rest.strip_prefix(" AS ")?;
         let (alias, rest) = rest.split_once(' ').unwrap_or((rest, ""));
-        Some((SetTable { columns, alias }, rest))
+        Some((SetTable { columns, alias: alias.to_owned() }, rest))
     }
 
-    fn names(&self) -> (String, Vec<String>) {
-        (self.alias.to_owned(), self.columns.iter().map(|(name, _)| (*name).to_owned()).collect())
+    /// Which of the columns `s.id` is; none, if it is a name of something else.
+    fn place(&self, name: &str, sql: &str) -> Option<usize> {
+        let column = name.strip_prefix(self.alias.as_str())?.strip_prefix('.')?;
+        let place = self.columns.iter().position(|(known, _)| known == column);
+        assert!(place.is_some(), "the set has no column {column} in: {sql}");
+        place
     }
 
-    /// A derived table over one parameter, with its alias.
+    /// A table over one parameter, with its alias.
     fn mysql(&self) -> String {
-        let list = |each: fn((usize, &(&str, ColumnType))) -> String| {
-            self.columns.iter().enumerate().map(each).collect::<Vec<_>>().join(", ")
-        };
-        let selected = list(|(_, (name, kind))| match kind {
-            ColumnType::Int | ColumnType::Text => (*name).to_owned(),
-            ColumnType::Blob => format!("UNHEX({name}) AS {name}"),
-        });
-        let paths = list(|(index, (name, kind))| {
-            let kind = if *kind == ColumnType::Int { "BIGINT" } else { "LONGTEXT" };
+        let paths = self.columns.iter().enumerate().map(|(index, (name, kind))| {
+            // Without its character set a text would have the database's, whatever that is.
+            let kind = if *kind == ColumnType::Int { "BIGINT" } else { "LONGTEXT CHARACTER SET utf8mb4" };
             format!("{name} {kind} PATH '$[{index}]'")
         });
-        let alias = self.alias;
-        format!("(SELECT {selected} FROM JSON_TABLE(?, '$[*]' COLUMNS ({paths})) AS json_rows) AS {alias}")
+        let paths = paths.collect::<Vec<_>>().join(", ");
+        format!("JSON_TABLE(?, '$[*]' COLUMNS ({paths})) AS {}", self.alias)
+    }
+}
+
+/// The table that a set is joined with: `product AS p`, `purchase_accepted AS p by purchase_accepted_key`, `view purchase AS p`.
+struct Joined<'m> {
+    /// With its alias.
+    table: &'m str,
+    /// The key to find its rows by; a view has none.
+    key: Option<&'m str>,
+}
+
+impl<'m> Joined<'m> {
+    fn parse(text: &'m str) -> Option<Joined<'m>> {
+        let joined = match (text.strip_prefix("view "), text.split_once(" by ")) {
+            (Some(table), None) => Joined { table, key: None },
+            (None, Some((table, key))) => Joined { table, key: Some(key) },
+            (None, None) => Joined { table: text, key: Some("PRIMARY") },
+            (Some(_), Some(_)) => return None,
+        };
+        joined.table.contains(" AS ").then_some(joined)
+    }
+
+    /// The `p` of `product AS p`.
+    fn alias(&self) -> &str {
+        self.table.rsplit(' ').next().unwrap_or(self.table)
+    }
+
+    /// The set first, row by row, and for each its rows by the key.
+    fn mysql(&self, set: &SetTable) -> String {
+        let key = self.key.map(|key| format!(" FORCE INDEX ({key})")).unwrap_or_default();
+        format!("{} STRAIGHT_JOIN {}{key}", set.mysql(), self.table)
     }
 }
 
 /// A marker that brings a set in.
 struct SetClause<'m> {
-    set: SetTable<'m>,
+    set: SetTable,
     verb: SetVerb<'m>,
 }
 
@@ -214,19 +249,22 @@ enum SetVerb<'m> {
     /// `insert into t (id, n) from set(id INT) AS s values (s.id, 7)`
     Insert { into: &'m str, values: &'m str },
     /// `from set(id INT) AS s join product AS p on p.id = s.id`
-    Join { table: &'m str, condition: &'m str },
+    Join { joined: Joined<'m>, condition: &'m str },
     /// `delete from product AS p join set(id INT) AS s on p.id = s.id`
-    Delete { table: &'m str, condition: &'m str },
+    Delete { joined: Joined<'m>, condition: &'m str },
     /// `update product AS p join set(id INT) AS s on p.id = s.id set stock = 0`
-    Update { table: &'m str, condition: &'m str, assignments: &'m str },
+    Update { joined: Joined<'m>, condition: &'m str, assignments: &'m str },
 }
 
 impl SetClause<'_> {
     fn parse(marker: &str) -> Option<SetClause<'_>> {
         if let Some(rest) = marker.strip_prefix("from ") {
             let (set, rest) = SetTable::parse(rest)?;
-            let (table, condition) = rest.strip_prefix("join ")?.split_once(" on ")?;
-            return Some(SetClause { set, verb: SetVerb::Join { table, condition } });
+            let (joined, condition) = rest.strip_prefix("join ")?.split_once(" on ")?;
+            return Some(SetClause {
+                set,
+                verb: SetVerb::Join { joined: Joined::parse(joined)?, condition },
+            });
         }
         if let Some(rest) = marker.strip_prefix("insert into ") {
             let (into, rest) = rest.split_once(" from ")?;
@@ -236,67 +274,63 @@ impl SetClause<'_> {
             return well_formed.then_some(SetClause { set, verb: SetVerb::Insert { into, values } });
         }
         if let Some(rest) = marker.strip_prefix("delete from ") {
-            let (table, rest) = rest.split_once(" join ")?;
+            let (joined, rest) = rest.split_once(" join ")?;
             let (set, rest) = SetTable::parse(rest)?;
             let condition = rest.strip_prefix("on ")?;
-            let verb = SetVerb::Delete { table, condition };
-            return table.contains(" AS ").then_some(SetClause { set, verb });
+            return Some(SetClause {
+                set,
+                verb: SetVerb::Delete { joined: Joined::parse(joined)?, condition },
+            });
         }
-        let (table, rest) = marker.strip_prefix("update ")?.split_once(" join ")?;
+        let (joined, rest) = marker.strip_prefix("update ")?.split_once(" join ")?;
         let (set, rest) = SetTable::parse(rest)?;
         let (condition, assignments) = rest.strip_prefix("on ")?.split_once(" set ")?;
-        let well_formed = table.contains(" AS ") && !assignments.contains('?');
-        let verb = SetVerb::Update { table, condition, assignments };
-        well_formed.then_some(SetClause { set, verb })
+        let verb = SetVerb::Update { joined: Joined::parse(joined)?, condition, assignments };
+        (!assignments.contains('?')).then_some(SetClause { set, verb })
     }
 
     fn is_whole_statement(&self) -> bool {
         !matches!(self.verb, SetVerb::Join { .. })
     }
 
-    /// For SQLite with the set's columns by name: [`bind_columns`] puts parameters for them.
+    /// With the set's columns by name: [`translate`] puts for them what the database needs.
     fn text(&self, dialect: Dialect) -> String {
+        let set = &self.set;
         match (&self.verb, dialect) {
             // VALUES, not SELECT: one that might insert several rows writes a journal of its own, to be undone alone.
             (SetVerb::Insert { into, values }, Dialect::Sqlite) => {
                 format!("INSERT INTO {into} VALUES ({values})")
             }
             (SetVerb::Insert { into, values }, Dialect::Mysql) => {
-                format!("INSERT INTO {into} SELECT {values} FROM {}", self.set.mysql())
+                format!("INSERT INTO {into} SELECT {values} FROM {}", set.mysql())
             }
-            (SetVerb::Join { table, condition }, Dialect::Sqlite) => {
-                format!("FROM {table} WHERE {condition}")
+            (SetVerb::Join { joined, condition }, Dialect::Sqlite) => {
+                format!("FROM {} WHERE {condition}", joined.table)
             }
-            (SetVerb::Join { table, condition }, Dialect::Mysql) => {
-                format!("FROM {} JOIN {table} ON {condition}", self.set.mysql())
+            (SetVerb::Join { joined, condition }, Dialect::Mysql) => {
+                format!("FROM {} ON {condition}", joined.mysql(set))
             }
-            (SetVerb::Delete { table, condition }, Dialect::Sqlite) => {
-                format!("DELETE FROM {table} WHERE {condition}")
+            (SetVerb::Delete { joined, condition }, Dialect::Sqlite) => {
+                format!("DELETE FROM {} WHERE {condition}", joined.table)
             }
-            (SetVerb::Delete { table, condition }, Dialect::Mysql) => {
-                format!("DELETE {} FROM {table} JOIN {} ON {condition}", alias(table), self.set.mysql())
+            (SetVerb::Delete { joined, condition }, Dialect::Mysql) => {
+                format!("DELETE {} FROM {} ON {condition}", joined.alias(), joined.mysql(set))
             }
             // The parameters after `on` must be numbered behind the set's, wherever the clause stands: there are none
             // in the assignments.
-            (SetVerb::Update { table, condition, assignments }, Dialect::Sqlite) => {
-                format!("UPDATE {table} SET {assignments} WHERE {condition}")
+            (SetVerb::Update { joined, condition, assignments }, Dialect::Sqlite) => {
+                format!("UPDATE {} SET {assignments} WHERE {condition}", joined.table)
             }
-            (SetVerb::Update { table, condition, assignments }, Dialect::Mysql) => {
-                let assignments = qualified(assignments, table);
-                format!("UPDATE {table} JOIN {} ON {condition} SET {assignments}", self.set.mysql())
+            (SetVerb::Update { joined, condition, assignments }, Dialect::Mysql) => {
+                let assignments = qualified(assignments, joined.alias());
+                format!("UPDATE {} ON {condition} SET {assignments}", joined.mysql(set))
             }
         }
     }
 }
 
-/// The `p` of `product AS p`.
-fn alias(table: &str) -> &str {
-    table.rsplit(' ').next().unwrap_or(table)
-}
-
 /// MySQL finds a bare column ambiguous when the set has one of the same name; SQLite takes only bare ones.
-fn qualified(assignments: &str, table: &str) -> String {
-    let alias = alias(table);
+fn qualified(assignments: &str, alias: &str) -> String {
     let assignments = split_at_top_level_commas(assignments);
     let qualified = assignments.into_iter().map(|assignment| format!("{alias}.{}", assignment.trim()));
     qualified.collect::<Vec<_>>().join(", ")
@@ -353,34 +387,51 @@ mod tests {
     fn mysql() {
         assert_eq!(
             translate(Dialect::Mysql, INSERT),
-            "INSERT INTO t (id, reply, n) SELECT s.id, s.reply, 7 FROM (SELECT id, UNHEX(reply) AS reply FROM \
-             JSON_TABLE(?, '$[*]' COLUMNS (id BIGINT PATH '$[0]', reply LONGTEXT PATH '$[1]')) AS json_rows) AS s"
+            "INSERT INTO t (id, reply, n) SELECT s.id, UNHEX(s.reply), 7 FROM \
+             JSON_TABLE(?, '$[*]' COLUMNS (id BIGINT PATH '$[0]', reply LONGTEXT CHARACTER SET utf8mb4 PATH '$[1]')) AS s"
         );
         assert_eq!(
             translate(Dialect::Mysql, SELECT).split_whitespace().collect::<Vec<_>>().join(" "),
-            "SELECT p.id, gas.id FROM (SELECT id, name FROM JSON_TABLE(?, '$[*]' \
-             COLUMNS (id BIGINT PATH '$[0]', name LONGTEXT PATH '$[1]')) AS json_rows) AS s \
-             JOIN product AS p ON p.id = s.id AND p.n = s.name AND p.shop = ? FOR UPDATE"
+            "SELECT p.id, gas.id FROM JSON_TABLE(?, '$[*]' \
+             COLUMNS (id BIGINT PATH '$[0]', name LONGTEXT CHARACTER SET utf8mb4 PATH '$[1]')) AS s \
+             STRAIGHT_JOIN product AS p FORCE INDEX (PRIMARY) ON p.id = s.id AND p.n = s.name AND p.shop = ? FOR UPDATE"
         );
         assert_eq!(
             translate(Dialect::Mysql, UPDATE),
-            "UPDATE product AS p JOIN (SELECT id, n FROM JSON_TABLE(?, '$[*]' \
-             COLUMNS (id BIGINT PATH '$[0]', n BIGINT PATH '$[1]')) AS json_rows) AS s \
-             ON p.id = s.id AND p.shop = ? \
+            "UPDATE JSON_TABLE(?, '$[*]' COLUMNS (id BIGINT PATH '$[0]', n BIGINT PATH '$[1]')) AS s \
+             STRAIGHT_JOIN product AS p FORCE INDEX (PRIMARY) ON p.id = s.id AND p.shop = ? \
              SET p.stock = max(p.stock - s.n, 0), p.version = p.version + 1"
         );
         assert_eq!(
             translate(Dialect::Mysql, DELETE),
-            "DELETE p FROM product AS p JOIN (SELECT id FROM JSON_TABLE(?, '$[*]' \
-             COLUMNS (id BIGINT PATH '$[0]')) AS json_rows) AS s ON p.id = s.id"
+            "DELETE p FROM JSON_TABLE(?, '$[*]' COLUMNS (id BIGINT PATH '$[0]')) AS s \
+             STRAIGHT_JOIN product AS p FORCE INDEX (PRIMARY) ON p.id = s.id"
         );
         assert_eq!(translate(Dialect::Mysql, "{insert ignore} INTO t"), "INSERT IGNORE INTO t");
+        assert_eq!(
+            translate(Dialect::Mysql, "SELECT 1 {for update skip locked}"),
+            "SELECT 1 FOR UPDATE SKIP LOCKED"
+        );
+    }
+
+    #[test]
+    fn a_table_is_joined_by_the_key_that_is_named_and_a_view_by_none() {
+        const KEY: &str = "SELECT t.id {from set(k TEXT) AS s join t AS t by t_key on t.k = s.k}";
+        const VIEW: &str = "SELECT t.id {from set(k TEXT) AS s join view t AS t on t.k = s.k}";
+        for (text, force) in [(KEY, " FORCE INDEX (t_key)"), (VIEW, "")] {
+            let expected = format!(
+                "SELECT t.id FROM JSON_TABLE(?, '$[*]' COLUMNS (k LONGTEXT CHARACTER SET utf8mb4 PATH '$[0]')) AS s \
+                 STRAIGHT_JOIN t AS t{force} ON t.k = s.k"
+            );
+            assert_eq!(translate(Dialect::Mysql, text), expected);
+            assert_eq!(translate(Dialect::Sqlite, text), "SELECT t.id FROM t AS t WHERE t.k = ?1");
+        }
     }
 
     #[test]
     fn a_wrong_text_is_a_panic_at_its_first_use() {
-        const WRONG: [&str; 18] = [
-            "SELECT 1 {for share}",
+        const WRONG: [&str; 19] = [
+            "SELECT 1 {for nobody}",
             "SELECT 1 {for update",
             "{insert into t (id) from set(id FLOAT) AS s values (s.id)}",
             "{insert into t (id) from set() AS s values (s.id)}",
@@ -394,6 +445,7 @@ mod tests {
             "{update t AS t join set(id INT) AS s on t.id = s.id set n = ?}",
             "{update t AS t join set(id INT) AS s on t.id = s.id set n = 1} AND t.id = 3",
             "{update t join set(id INT) AS s on t.id = s.id set n = 1}",
+            "SELECT t.id {from set(id INT) AS s join view t AS t by t_key on t.id = s.id}",
             "{}",
             "commit",
             " ROLLBACK TO SAVEPOINT job",

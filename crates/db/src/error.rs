@@ -1,11 +1,12 @@
 //! What can go wrong with a statement or a transaction, sorted by what the caller can do about it.
 //!
-//! Every [`Error`] means that the transaction left nothing behind. An outcome that is not known is never an
-//! `Error`: the process ends before it answers (see `sqlite.rs`, `stop`).
+//! Every [`Error`] but one means that the transaction left nothing behind. On SQLite an outcome that is not known is never
+//! an `Error`: the process ends before it answers (see `sqlite.rs`, `stop`). On MySQL it is found out (see
+//! `mysql/outcome.rs`); where that cannot be done in time it is [`Error::OutcomeUnknown`].
 
 use rusqlite::ffi;
 
-/// Why a transaction did not happen. Nothing of it was written.
+/// Why a transaction did not happen. Nothing of it was written, unless it is [`Error::OutcomeUnknown`].
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Error {
     /// The disk, or the database's own page limit, is full. It heals by itself once there is space again.
@@ -43,14 +44,31 @@ pub enum Error {
         /// An integer itself; of anything else only its kind and size, for it may be secret.
         found: String,
     },
+    /// The closure itself put the transaction off: something outside of the database must be settled first. It may come again.
+    #[error("the transaction was put off: {why}")]
+    PutOff {
+        /// What must be settled.
+        why: &'static str,
+    },
+    /// Only on MySQL: the connection was lost while the transaction was being committed, and the server could not be
+    /// asked in time whether it was. It may have been written. Whoever can repeat it without doing it twice should;
+    /// nobody may say that nothing was done.
+    #[error(
+        "the connection was lost while committing, and for {patience_seconds} s the database could not be asked \
+         whether the transaction was written"
+    )]
+    OutcomeUnknown {
+        /// How long it was tried to find out.
+        patience_seconds: u64,
+    },
     /// Anything else: a mistake in a statement, a violated CHECK, NOT NULL or foreign key, a corrupt file.
-    #[error("{message} (SQLite code {code}) in: {statement}")]
+    #[error("{message} (code {code}) in: {statement}")]
     Sql {
         /// The statement as the code has it, with its markers.
         statement: &'static str,
-        /// SQLite's extended result code, or 0 if the fault was found before SQLite.
+        /// The database's code, of SQLite the extended one; 0 if the fault was found before the database.
         code: i32,
-        /// What SQLite says.
+        /// What the database says.
         message: String,
     },
 }
@@ -65,19 +83,45 @@ pub enum Outage {
     #[error("it is locked by another process")]
     Busy,
     /// The operating system failed a read, a write or an allocation; the transaction was rolled back.
-    #[error("{message} (SQLite code {code})")]
+    #[error("{message} (code {code})")]
     System {
-        /// SQLite's extended result code.
+        /// The database's code, of SQLite the extended one.
         code: i32,
-        /// What SQLite says.
+        /// What the database says.
         message: String,
+    },
+    /// Only on MySQL: no connection can be had, or it was lost before the commit.
+    #[error("no connection to {address}: {why}")]
+    Disconnected {
+        /// The server's host and port.
+        address: String,
+        /// What the operating system or the server says.
+        why: String,
+    },
+    /// Only on MySQL: others were in the way (deadlocks, locks held for too long), however often it was tried.
+    #[error("it was in conflict with others in each of {runs} runs (code {code})")]
+    Conflict {
+        /// How often the transaction was run.
+        runs: u32,
+        /// The server's code for the last conflict.
+        code: i32,
     },
 }
 
 impl Error {
-    /// Whether the same transaction may succeed later without anything being changed in it.
+    /// Whether the same transaction may succeed later without anything being changed in it. After
+    /// [`Error::OutcomeUnknown`] only one may be repeated that finds out what an earlier run of it did.
     pub fn is_transient(&self) -> bool {
-        matches!(self, Error::Full | Error::Overloaded { .. } | Error::Unavailable(_))
+        let passing = matches!(
+            self,
+            Error::Full | Error::Overloaded { .. } | Error::Unavailable(_) | Error::PutOff { .. }
+        );
+        passing || self.is_unknown()
+    }
+
+    /// Whether the transaction may have been written all the same.
+    pub fn is_unknown(&self) -> bool {
+        matches!(self, Error::OutcomeUnknown { .. })
     }
 
     /// Whether this is a violation of uniqueness in which `column`, given as `table.column`, takes part.
@@ -150,13 +194,41 @@ pub enum OpenError {
         /// The mode it is in.
         mode: String,
     },
+    /// The URL of a MySQL server cannot be understood. It is not shown: it may hold a password.
+    #[error("the URL of the MySQL server for {database} is wrong: {problem}")]
+    Url {
+        /// The database's name, from its settings.
+        database: &'static str,
+        /// What is wrong with it.
+        problem: String,
+    },
+    /// The server is too old.
+    #[error("the server at {address} is {found}; MySQL 8.0.19 or MariaDB 10.6 or newer is needed")]
+    ServerTooOld {
+        /// The server's host and port.
+        address: String,
+        /// The version that it says it has.
+        found: String,
+    },
+    /// The server cannot be reached, or refuses.
+    #[error("cannot open the database {database}: {problem}; {advice}")]
+    Server {
+        /// The database and where it is.
+        database: String,
+        /// What the server or the operating system says.
+        problem: String,
+        /// What to do about it.
+        advice: &'static str,
+        /// Whether trying again later may help.
+        passing: bool,
+    },
     /// A newer binary has been here, and its tables are not known to this one.
     #[error(
-        "the database {path} is at migration {found}, newer than this program's {known}: update the program"
+        "the database {database} is at migration {found}, newer than this program's {known}: update the program"
     )]
     Newer {
-        /// The database's file.
-        path: String,
+        /// The database's file, or its name and server.
+        database: String,
         /// The newest migration in the database.
         found: u32,
         /// The newest migration of this program.
@@ -164,11 +236,11 @@ pub enum OpenError {
     },
     /// What this program would apply is not what was applied.
     #[error(
-        "migration {number} ({name}) of the database {path} differs from the one that was applied as {applied}"
+        "migration {number} ({name}) of the database {database} differs from the one that was applied as {applied}"
     )]
     Changed {
-        /// The database's file.
-        path: String,
+        /// The database's file, or its name and server.
+        database: String,
         /// The migration's number.
         number: u32,
         /// Its name in this program.
@@ -176,26 +248,34 @@ pub enum OpenError {
         /// The number and name that the database has in this place.
         applied: String,
     },
-    /// A migration failed; its transaction was rolled back, those before it stay.
-    #[error("migration {number} ({name}) of the database {path} failed: {source}")]
+    /// A migration failed; those before it stay. On SQLite it left nothing behind; on MySQL, which commits each change of
+    /// a schema by itself, it is taken up again at the next start.
+    #[error("migration {number} ({name}) of the database {database} failed: {source}")]
     Migration {
-        /// The database's file.
-        path: String,
+        /// The database's file, or its name and server.
+        database: String,
         /// The migration's number.
         number: u32,
         /// Its name.
         name: &'static str,
-        /// SQLite's reason.
-        source: rusqlite::Error,
+        /// The database's reason.
+        source: Box<dyn std::error::Error + Send + Sync>,
     },
     /// The operating system refused a thread.
-    #[error("cannot start a thread for the database {path}: {source}")]
+    #[error("cannot start a thread for the database {database}: {source}")]
     Thread {
-        /// The database's file.
-        path: String,
+        /// The database's name, from its settings.
+        database: &'static str,
         /// The system's reason.
         source: std::io::Error,
     },
+}
+
+impl OpenError {
+    /// Whether the same call may succeed later: the server cannot be reached now, or is busy.
+    pub fn is_transient(&self) -> bool {
+        matches!(self, OpenError::Server { passing: true, .. })
+    }
 }
 
 #[cfg(test)]

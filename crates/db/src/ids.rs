@@ -18,15 +18,27 @@ use tokio::sync::Notify;
 use wire::ids::{LAST_SECOND, Sequence, WORKERS, second_of};
 use wire::time::{Clock, UnixMillis};
 
-use crate::{Db, Error, Tx, Value};
+use crate::{Db, Error, Migration, Tx, Value};
 
-/// The table that [`Ids::lease`] needs, for a service's migrations; for every database.
-pub const ID_LEASE_TABLE: &str = "CREATE TABLE id_lease (
+/// The table that [`Ids::lease`] needs, as one of a service's migrations.
+pub const fn migration(number: u32) -> Migration {
+    Migration {
+        number,
+        name: "id_lease",
+        sqlite: "CREATE TABLE id_lease (
     worker INTEGER NOT NULL PRIMARY KEY,
     owner BIGINT NOT NULL,
     expires_at_millis BIGINT NOT NULL,
     reserved_until_second BIGINT NOT NULL
-)";
+)",
+        mysql: "CREATE TABLE IF NOT EXISTS id_lease (
+    worker INT NOT NULL PRIMARY KEY,
+    owner BIGINT NOT NULL,
+    expires_at_millis BIGINT NOT NULL,
+    reserved_until_second BIGINT NOT NULL
+) ENGINE = InnoDB",
+    }
+}
 
 /// How far a reservation reaches beyond the clock, or beyond the ids given out if they run ahead of it.
 const WINDOW_SECONDS: u32 = 60;
@@ -115,7 +127,7 @@ impl Ids {
     /// handle is dropped. Must be called on a tokio runtime.
     ///
     /// # Errors
-    /// If the database fails; [`ID_LEASE_TABLE`] must be there.
+    /// If the database fails; the table of [`migration`] must be there.
     pub async fn lease(db: Db, clock: Clock) -> Result<Ids, IdsError> {
         let wake = Arc::new(Notify::new());
         let state = Mutex::new(State::Lost);

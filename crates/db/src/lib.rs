@@ -9,23 +9,32 @@
 //!   many. A caller is answered after the commit of its group.
 //! - A closure that returns an error or panics is rolled back alone. (A build with `panic = "abort"` ends at a
 //!   panic instead; then nothing was answered and nothing of the group is written.)
-//! - An `Err` always means that nothing was written. An outcome that is not known is never answered: the
-//!   process ends (see `sqlite.rs`).
+//! - An `Err` means that nothing was written, but for [`Error::OutcomeUnknown`]. On SQLite an outcome that is not known is
+//!   never answered: the process ends (see `sqlite.rs`). On MySQL it is looked up (see `mysql/outcome.rs`), and only
+//!   where the server cannot be reached for long is it that error.
 //! - A full queue refuses at once with [`Error::Overloaded`].
 //!
-//! Only SQLite so far. [`Tx`], [`Row`] and [`dialect`] are shaped so that another database adds a variant
-//! and changes no caller.
+//! There are two kinds of databases behind one [`Db`], with one text for each statement (see [`dialect`]):
+//!
+//! | | SQLite, [`Db::open`] | MySQL 8 or MariaDB 10.6, [`Db::connect`] |
+//! |---|---|---|
+//! | who works on it | this process alone | any number of processes |
+//! | writes | one after the other | at the same time, READ COMMITTED, with row locks (`{for update}`) |
+//! | a closure is run | once | again, if others were in the way, or wrote what it did not see |
+//! | a commit | of a group of closures | of one closure; the server shares its fsync |
 
 pub mod dialect;
 mod error;
 pub mod ids;
+mod job;
 mod migrate;
+pub mod mysql;
 mod queue;
 mod sqlite;
 mod value;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -33,11 +42,12 @@ pub use error::{Error, OpenError, Outage};
 pub use migrate::Migration;
 pub use value::{FromValue, Row, Set, Value};
 
+use job::{Answer, Counters, Job, Transaction};
 use queue::{Queue, Refused};
-use sqlite::{Answer, Counters, Job, Session, SqliteTx, Transaction, Writer};
+use sqlite::{Session, SqliteTx, Writer};
 use tokio::sync::{oneshot, watch};
 
-/// Where a database is, and its bounds.
+/// Where a SQLite database is, and its bounds.
 #[derive(Debug, Clone)]
 pub struct Settings {
     /// The database's file. Its folder must exist.
@@ -87,10 +97,11 @@ pub struct Db(Arc<Inner>);
 
 struct Inner {
     name: &'static str,
+    shared: bool,
     writes: Arc<Queue<Box<dyn Job>>>,
     reads: Arc<Queue<Box<dyn Job>>>,
     counters: Arc<Counters>,
-    /// Its sender lives in the writer thread, which is the last to end.
+    /// Its sender lives in the thread that is the last to end.
     ended: watch::Receiver<()>,
 }
 
@@ -102,7 +113,7 @@ impl Drop for Inner {
 }
 
 impl Db {
-    /// Opens the database, creating it if needed, and brings it to the newest migration. Blocks; for the start
+    /// Opens a SQLite database, creating it if needed, and brings it to the newest migration. Blocks; for the start
     /// of a process.
     ///
     /// # Errors
@@ -118,20 +129,41 @@ impl Db {
         let writer = Writer::new(writer, &settings, writes.clone(), counters.clone())?;
         let (alive, ended) = watch::channel(());
         // From here on, an early return drops this and so ends the threads that were already started.
-        let db = Db(Arc::new(Inner { name: settings.name, writes, reads, counters, ended }));
+        let db = Db(Arc::new(Inner { name: settings.name, shared: false, writes, reads, counters, ended }));
 
         let mut readers = Vec::new();
         for _ in 0..settings.readers.max(1) {
             let session = Session::open_reader(&settings)?;
             let queue = db.0.reads.clone();
-            let reader = spawn(&settings, "reader", move || sqlite::read_until_closed(session, &queue))?;
+            let reader = spawn(settings.name, "reader", move || sqlite::read_until_closed(session, &queue))?;
             readers.push(reader);
         }
-        spawn(&settings, "writer", move || {
+        spawn(settings.name, "writer", move || {
             writer.work(readers);
             drop(alive);
         })?;
         Ok(db)
+    }
+
+    /// Which migrations a SQLite database would get when it is opened; None when there is no such file yet. Changes nothing.
+    ///
+    /// # Errors
+    /// As [`Db::open`].
+    pub fn pending(
+        path: &Path,
+        migrations: &'static [Migration],
+    ) -> Result<Option<Vec<&'static Migration>>, OpenError> {
+        migrate::pending(path, migrations)
+    }
+
+    /// Connects to a MySQL or MariaDB, creating the database if needed, and brings it to the newest migration. Any number of
+    /// processes may do so at once. Blocks; for the start of a process.
+    ///
+    /// # Errors
+    /// See [`OpenError`]; [`OpenError::is_transient`] tells whether it makes sense to try again. Migrations before a
+    /// failed one stay applied.
+    pub fn connect(settings: mysql::Settings, migrations: &'static [Migration]) -> Result<Db, OpenError> {
+        mysql::open(&settings, migrations)
     }
 
     /// Runs the closure in a transaction that can write, and answers once it is durable.
@@ -140,7 +172,8 @@ impl Db {
     /// effects outside of `tx`. Dropping the future does not stop it once it is queued.
     ///
     /// # Errors
-    /// The closure's own, or an [`Error`] of the transaction around it. In both cases nothing was written.
+    /// The closure's own, or an [`Error`] of the transaction around it. In both cases nothing was written, unless it is
+    /// [`Error::OutcomeUnknown`].
     pub async fn write<T, E>(
         &self,
         closure: impl FnMut(&mut Tx<'_>) -> Result<T, E> + Send + 'static,
@@ -206,6 +239,11 @@ impl Db {
         self.0.name
     }
 
+    /// Whether other processes may work on the database at the same time. If not, this process knows of every change.
+    pub fn is_shared(&self) -> bool {
+        self.0.shared
+    }
+
     /// How busy the database is, for metrics.
     pub fn stats(&self) -> Stats {
         let Inner { writes, reads, counters, .. } = &*self.0;
@@ -217,6 +255,8 @@ impl Db {
             commit_micros: counters.commit_micros.load(Ordering::Relaxed),
             checkpoints: counters.checkpoints.load(Ordering::Relaxed),
             wal_pages: counters.wal_pages.load(Ordering::Relaxed),
+            reruns: counters.reruns.load(Ordering::Relaxed),
+            lookups: counters.lookups.load(Ordering::Relaxed),
         }
     }
 }
@@ -234,19 +274,22 @@ pub struct Stats {
     pub jobs: u64,
     /// Time spent in COMMIT, in microseconds, in total.
     pub commit_micros: u64,
-    /// Checkpoints tried, in total.
+    /// Checkpoints tried, in total. Of SQLite.
     pub checkpoints: u64,
-    /// Pages in the WAL after the last commit.
+    /// Pages in the WAL after the last commit. Of SQLite.
     pub wal_pages: u64,
+    /// Writes that were run again because others were in the way, in total. Of MySQL.
+    pub reruns: u64,
+    /// Commits whose outcome was not known and had to be looked up, in total. Of MySQL.
+    pub lookups: u64,
 }
 
 fn spawn(
-    settings: &Settings,
+    database: &'static str,
     role: &str,
     work: impl FnOnce() + Send + 'static,
 ) -> Result<std::thread::JoinHandle<()>, OpenError> {
-    let thread = std::thread::Builder::new().name(format!("{}-{role}", settings.name));
-    let path = || settings.path.display().to_string();
+    let thread = std::thread::Builder::new().name(format!("{database}-{role}"));
     let work = move || {
         // What closures do is caught where they run. Should anything else panic, nobody would be answered any more.
         if catch_unwind(AssertUnwindSafe(work)).is_err() {
@@ -254,7 +297,7 @@ fn spawn(
             std::process::abort();
         }
     };
-    thread.spawn(work).map_err(|source| OpenError::Thread { path: path(), source })
+    thread.spawn(work).map_err(|source| OpenError::Thread { database, source })
 }
 
 async fn received<T, E: From<Error>>(answer: oneshot::Receiver<Answer<T, E>>) -> Result<T, E> {
@@ -269,6 +312,8 @@ async fn received<T, E: From<Error>>(answer: oneshot::Receiver<Answer<T, E>>) ->
 pub enum Tx<'c> {
     /// On SQLite.
     Sqlite(SqliteTx<'c>),
+    /// On MySQL or MariaDB.
+    Mysql(mysql::MysqlTx<'c>),
 }
 
 impl Tx<'_> {
@@ -280,6 +325,7 @@ impl Tx<'_> {
     pub fn execute(&mut self, sql: &'static str, params: &[Value<'_>]) -> Result<u64, Error> {
         match self {
             Tx::Sqlite(tx) => tx.execute(sql, params),
+            Tx::Mysql(tx) => tx.execute(sql, params),
         }
     }
 
@@ -300,6 +346,7 @@ impl Tx<'_> {
         };
         match self {
             Tx::Sqlite(tx) => tx.query(sql, params, collect)?,
+            Tx::Mysql(tx) => tx.query(sql, params, collect)?,
         }
         Ok(all)
     }
@@ -324,6 +371,7 @@ impl Tx<'_> {
         };
         match self {
             Tx::Sqlite(tx) => tx.query(sql, params, take_first)?,
+            Tx::Mysql(tx) => tx.query(sql, params, take_first)?,
         }
         Ok(first)
     }

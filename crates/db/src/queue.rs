@@ -5,6 +5,7 @@
 
 use std::collections::VecDeque;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 pub(crate) struct Queue<T> {
     state: Mutex<State<T>>,
@@ -23,6 +24,16 @@ struct State<T> {
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Refused {
     Full,
+    Closed,
+}
+
+/// What came of waiting for items.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Taken {
+    Some,
+    /// There was none for as long as was to be waited.
+    Nothing,
+    /// The queue is closed and empty.
     Closed,
 }
 
@@ -74,6 +85,27 @@ impl<T> Queue<T> {
         true
     }
 
+    /// As [`Queue::take`], but waits for so long at most.
+    pub(crate) fn take_within(&self, max: usize, into: &mut VecDeque<T>, patience: Duration) -> Taken {
+        let deadline = Instant::now() + patience;
+        let mut state = self.lock();
+        while state.items.is_empty() {
+            if state.closed {
+                return Taken::Closed;
+            }
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return Taken::Nothing;
+            }
+            state.sleepers += 1;
+            state = self.ready.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
+            state.sleepers -= 1;
+        }
+        let count = max.min(state.items.len());
+        into.extend(state.items.drain(..count));
+        Taken::Some
+    }
+
     /// Refuses whatever comes from now on.
     pub(crate) fn close(&self) {
         self.lock().closed = true;
@@ -103,6 +135,18 @@ mod tests {
         assert!(queue.take(9, &mut taken));
         assert_eq!(taken, [1, 2]);
         assert!(!queue.take(1, &mut taken));
+    }
+
+    #[test]
+    fn a_wait_for_items_ends() {
+        let queue = Queue::new(2);
+        let mut taken = VecDeque::new();
+        assert_eq!(queue.take_within(9, &mut taken, Duration::ZERO), Taken::Nothing);
+        assert_eq!(queue.push(1), Ok(()));
+        queue.close();
+        assert_eq!(queue.take_within(9, &mut taken, Duration::ZERO), Taken::Some);
+        assert_eq!(queue.take_within(9, &mut taken, Duration::ZERO), Taken::Closed);
+        assert_eq!(taken, [1]);
     }
 
     #[test]

@@ -10,20 +10,19 @@
 //! - A wait without an end: the queues are bounded, and so is the wait for another process's lock.
 
 use std::collections::VecDeque;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::Ordering;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use rusqlite::{Connection, OpenFlags, ffi};
-use tokio::sync::oneshot;
 
 use crate::dialect::{Dialect, Statements};
 use crate::error::extended_code;
+use crate::job::{Counters, Job};
 use crate::queue::Queue;
-use crate::{Error, OpenError, Outage, Row, Settings, Tx, Value};
+use crate::{Error, OpenError, Row, Settings, Tx, Value};
 
 /// The first version in which resetting the WAL cannot corrupt the database (the bug is in 3.7.0 to 3.51.2).
 const OLDEST_SQLITE: (i32, &str) = (3_051_003, "3.51.3");
@@ -45,64 +44,6 @@ const FULL_CHECKPOINT_INTERVAL: Duration = Duration::from_secs(1);
 /// While another process switches a new database to WAL, SQLite refuses without waiting; this is the pause
 /// between two tries.
 const OPEN_RETRY_PAUSE: Duration = Duration::from_millis(5);
-
-/// A closure waiting for a database thread, with its type erased.
-pub(crate) trait Job: Send {
-    /// Runs the closure. True, if its effects are to be kept.
-    fn run(&mut self, tx: &mut Tx<'_>) -> bool;
-
-    /// Answers the caller: with the closure's own result, or with the error of the transaction around it.
-    fn answer(self: Box<Self>, transaction: Result<(), Error>);
-}
-
-/// What a caller waits for: the closure's result, unless the transaction around it failed.
-pub(crate) type Answer<T, E> = Result<Result<T, E>, Error>;
-
-/// The one implementation of [`Job`].
-pub(crate) struct Transaction<T, E, F> {
-    closure: F,
-    result: Answer<T, E>,
-    caller: oneshot::Sender<Answer<T, E>>,
-}
-
-impl<T, E, F> Transaction<T, E, F> {
-    pub(crate) fn new(closure: F) -> (Box<Self>, oneshot::Receiver<Answer<T, E>>) {
-        let (caller, answer) = oneshot::channel();
-        let result = Err(Error::Unavailable(Outage::Closed));
-        (Box::new(Transaction { closure, result, caller }), answer)
-    }
-}
-
-impl<T, E, F> Job for Transaction<T, E, F>
-where
-    T: Send,
-    E: Send,
-    F: FnMut(&mut Tx<'_>) -> Result<T, E> + Send,
-{
-    fn run(&mut self, tx: &mut Tx<'_>) -> bool {
-        // A panicked closure is not run again and its effects are rolled back, so nothing that it left half
-        // done can be seen.
-        self.result = catch_unwind(AssertUnwindSafe(|| (self.closure)(tx))).map_err(|_| Error::Panicked);
-        matches!(self.result, Ok(Ok(_)))
-    }
-
-    /// The transaction's error goes before the closure's own: the closure may have decided to refuse because
-    /// of what an earlier one of its group wrote, and that is now gone.
-    fn answer(self: Box<Self>, transaction: Result<(), Error>) {
-        // A caller that has gone away does not want to know.
-        let _ = self.caller.send(transaction.and(self.result));
-    }
-}
-
-/// Numbers that anybody may read at any time.
-#[derive(Default)]
-pub(crate) struct Counters {
-    pub(crate) groups: AtomicU64,
-    pub(crate) jobs: AtomicU64,
-    pub(crate) commit_micros: AtomicU64,
-    pub(crate) wal_pages: AtomicU64,
-    pub(crate) checkpoints: AtomicU64,
-}
 
 /// Refuses a SQLite that can corrupt a database.
 pub(crate) fn check_version() -> Result<(), OpenError> {
@@ -477,8 +418,10 @@ impl Writer {
     fn run_job(&mut self, job: &mut dyn Job) -> Result<bool, Error> {
         let mut tx = Tx::Sqlite(SqliteTx::new(&mut self.session));
         let keep = job.run(&mut tx);
-        let Tx::Sqlite(tx) = tx;
-        tx.lost.map_or(Ok(keep), Err)
+        match tx {
+            Tx::Sqlite(tx) => tx.lost.map_or(Ok(keep), Err),
+            Tx::Mysql(_) => unreachable!("it was made for SQLite"),
+        }
     }
 
     fn commit(&mut self, jobs: usize) -> Result<(), Error> {
@@ -590,6 +533,7 @@ pub(crate) fn read_until_closed(mut session: Session, queue: &Queue<Box<dyn Job>
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::Outage;
 
     #[test]
     fn only_errors_from_before_the_commit_mark_are_certain() {

@@ -196,11 +196,16 @@ pub struct Row<'r>(Source<'r>);
 /// The databases' own rows. Another database is another variant.
 enum Source<'r> {
     Sqlite(&'r rusqlite::Row<'r>),
+    Mysql(&'r ::mysql::Row),
 }
 
 impl<'r> Row<'r> {
     pub(crate) fn sqlite(row: &'r rusqlite::Row<'r>) -> Row<'r> {
         Row(Source::Sqlite(row))
+    }
+
+    pub(crate) fn mysql(row: &'r ::mysql::Row) -> Row<'r> {
+        Row(Source::Mysql(row))
     }
 
     /// The column at `index`, from 0, as a Rust value.
@@ -214,25 +219,66 @@ impl<'r> Row<'r> {
     }
 
     fn value(&self, index: usize, expected: &'static str) -> Result<Value<'r>, Error> {
-        let Source::Sqlite(row) = self.0;
-        match row.get_ref(index) {
-            Ok(ValueRef::Null) => Ok(Value::Null),
-            Ok(ValueRef::Integer(number)) => Ok(Value::Int(number)),
-            Ok(ValueRef::Text(bytes)) => match std::str::from_utf8(bytes) {
-                Ok(text) => Ok(Value::Text(text)),
-                Err(error) => Err(self.mismatch(index, expected, format!("a text with {error}"))),
-            },
-            Ok(ValueRef::Blob(bytes)) => Ok(Value::Blob(bytes)),
-            Ok(ValueRef::Real(number)) => Err(self.mismatch(index, expected, format!("the real {number}"))),
-            Err(_) => Err(self.mismatch(index, expected, "no such column".to_owned())),
-        }
+        let value = match self.0 {
+            Source::Sqlite(row) => sqlite_value(row, index),
+            Source::Mysql(row) => mysql_value(row, index),
+        };
+        value.map_err(|found| self.mismatch(index, expected, found))
     }
 
     fn mismatch(&self, index: usize, expected: &'static str, found: String) -> Error {
-        let Source::Sqlite(row) = self.0;
-        let name = row.as_ref().column_name(index).map(str::to_owned);
-        Error::Column { column: name.unwrap_or_else(|_| index.to_string()), expected, found }
+        let name = match self.0 {
+            Source::Sqlite(row) => row.as_ref().column_name(index).map(str::to_owned).ok(),
+            Source::Mysql(row) => row.columns_ref().get(index).map(|column| column.name_str().into_owned()),
+        };
+        Error::Column { column: name.unwrap_or_else(|| index.to_string()), expected, found }
     }
+}
+
+const NO_COLUMN: &str = "no such column";
+
+/// The value, or what there is instead.
+fn sqlite_value<'r>(row: &'r rusqlite::Row<'_>, index: usize) -> Result<Value<'r>, String> {
+    match row.get_ref(index) {
+        Ok(ValueRef::Null) => Ok(Value::Null),
+        Ok(ValueRef::Integer(number)) => Ok(Value::Int(number)),
+        Ok(ValueRef::Text(bytes)) => text(bytes),
+        Ok(ValueRef::Blob(bytes)) => Ok(Value::Blob(bytes)),
+        Ok(ValueRef::Real(number)) => Err(format!("the real {number}")),
+        Err(_) => Err(NO_COLUMN.to_owned()),
+    }
+}
+
+/// The value, or what there is instead. VARBINARY is a text that is compared byte by byte; BINARY and BLOB are bytes.
+fn mysql_value(row: &::mysql::Row, index: usize) -> Result<Value<'_>, String> {
+    use ::mysql::consts::ColumnType;
+    /// The "character set" of what has none.
+    const BINARY: u16 = 63;
+    let (Some(value), Some(column)) = (row.as_ref(index), row.columns_ref().get(index)) else {
+        return Err(NO_COLUMN.to_owned());
+    };
+    match value {
+        ::mysql::Value::NULL => Ok(Value::Null),
+        ::mysql::Value::Int(number) => Ok(Value::Int(*number)),
+        ::mysql::Value::UInt(number) => {
+            i64::try_from(*number).map(Value::Int).map_err(|_| format!("the integer {number}"))
+        }
+        ::mysql::Value::Bytes(bytes) => match column.column_type() {
+            ColumnType::MYSQL_TYPE_DECIMAL | ColumnType::MYSQL_TYPE_NEWDECIMAL => {
+                Err(format!("the real {}", String::from_utf8_lossy(bytes)))
+            }
+            ColumnType::MYSQL_TYPE_VARCHAR | ColumnType::MYSQL_TYPE_VAR_STRING => text(bytes),
+            _ if column.character_set() == BINARY => Ok(Value::Blob(bytes)),
+            _ => text(bytes),
+        },
+        ::mysql::Value::Float(number) => Err(format!("the real {number}")),
+        ::mysql::Value::Double(number) => Err(format!("the real {number}")),
+        ::mysql::Value::Date(..) | ::mysql::Value::Time(..) => Err("a time".to_owned()),
+    }
+}
+
+fn text(bytes: &[u8]) -> Result<Value<'_>, String> {
+    std::str::from_utf8(bytes).map(Value::Text).map_err(|error| format!("a text with {error}"))
 }
 
 /// A Rust type that a column can be read as.

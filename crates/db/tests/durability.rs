@@ -1,4 +1,4 @@
-//! What is on the disk when the power fails or the disk is full (faults.md, rows 15 and 16).
+//! SQLite's files: what is on the disk when the power fails or the disk is full, and how the WAL is kept short.
 #![allow(clippy::unwrap_used, reason = "also in the functions that tests share")]
 
 mod support;
@@ -240,4 +240,18 @@ async fn a_full_disk_refuses_writes_until_there_is_space_again() {
         assert_eq!(integrity(&db).await, ["ok"]);
         db.close().await;
     }
+}
+
+#[tokio::test]
+async fn the_wal_is_written_back_again_and_again() {
+    let folder = Folder::new("checkpoints");
+    let db = Db::open(Settings { checkpoint_pages: 20, ..folder.settings() }, ITEMS).unwrap();
+    let mut largest = 0;
+    for id in 0..300 {
+        insert(&db, id).await.unwrap();
+        largest = largest.max(db.stats().wal_pages);
+    }
+    assert!((20..=40).contains(&largest), "the WAL grew to {largest} pages");
+    assert!(db.stats().checkpoints >= 10);
+    assert_eq!(ids(&db).await.len(), 300);
 }

@@ -1,20 +1,34 @@
-//! Ids are unique whatever happens to clocks, processes and leases.
+//! Ids are unique whatever happens to clocks, processes and leases; on SQLite and on MariaDB.
 #![allow(clippy::unwrap_used, reason = "also in the functions that tests share")]
-
-mod support;
 
 use std::collections::HashSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use db::ids::{ID_LEASE_TABLE, Ids, IdsError, MAX_TAKE_IDS};
+use db::ids::{self, Ids, IdsError, MAX_TAKE_IDS};
 use db::{Db, Error, Migration};
-use support::Folder;
+use testdb::TestDb;
 use wire::ids::{EPOCH_UNIX_SECONDS, LAST_SECOND, Parts};
 use wire::time::Clock;
 
-const MIGRATIONS: &[Migration] = &[Migration { number: 1, name: "id_lease", sql: ID_LEASE_TABLE }];
+const MIGRATIONS: &[Migration] = &[ids::migration(1)];
+
+testdb::on_both! {
+    #[tokio::test]
+    a_restart_with_a_clock_set_back_begins_above_all_that_was_reserved,
+    living_leases_have_different_workers_and_a_released_one_is_used_again,
+    more_processes_than_workers_still_never_repeat_an_id,
+    who_lost_its_lease_gives_out_nothing_more_under_that_number,
+    a_failing_database_refuses_only_what_is_not_reserved,
+    a_clock_at_the_end_of_time_is_an_error;
+    #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+    ids_never_repeat_across_tasks_restarts_and_clocks_set_back,
+    a_lasting_load_borrows_and_stays_within_what_is_reserved,
+    sixteen_processes_with_clocks_of_their_own_never_repeat_an_id;
+    #[tokio::test(start_paused = true)]
+    an_idle_lease_is_renewed;
+}
 
 /// A clock that the test turns, in seconds since the ids' epoch.
 #[derive(Clone)]
@@ -35,8 +49,8 @@ impl Turned {
     }
 }
 
-fn open(folder: &Folder) -> Db {
-    Db::open(folder.settings(), MIGRATIONS).unwrap()
+fn open(at: &TestDb) -> Db {
+    at.open(MIGRATIONS)
 }
 
 async fn reserved(db: &Db, worker: u8) -> u32 {
@@ -49,14 +63,12 @@ async fn take_one(ids: &Ids) -> Parts {
     Parts::of(ids.take(1).await.unwrap().next().unwrap()).unwrap()
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
-async fn ids_never_repeat_across_tasks_restarts_and_clocks_set_back() {
-    let folder = Folder::new("ids-restarts");
+async fn ids_never_repeat_across_tasks_restarts_and_clocks_set_back(at: &TestDb) {
     let time = Turned::at(1000);
     let mut seen = HashSet::new();
     for now in [1000, 1000, 400, 5000, 4990, 0, 4000] {
         time.turn_to(now);
-        let db = open(&folder);
+        let db = open(at);
         let ids = Ids::lease(db.clone(), time.clock()).await.unwrap();
         let tasks: Vec<_> = (0..4)
             .map(|_| {
@@ -82,10 +94,8 @@ async fn ids_never_repeat_across_tasks_restarts_and_clocks_set_back() {
     }
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_lasting_load_borrows_and_stays_within_what_is_reserved() {
-    let folder = Folder::new("ids-load");
-    let db = open(&folder);
+async fn a_lasting_load_borrows_and_stays_within_what_is_reserved(at: &TestDb) {
+    let db = open(at);
     let ids = Ids::lease(db.clone(), Turned::at(1000).clock()).await.unwrap();
     let mut last = 0;
     // 4,000,000 ids in one second of the clock: 122 seconds are borrowed, two windows.
@@ -104,11 +114,9 @@ async fn a_lasting_load_borrows_and_stays_within_what_is_reserved() {
     assert_eq!(too_many, Err(IdsError::TooMany { asked: MAX_TAKE_IDS + 1 }));
 }
 
-#[tokio::test]
-async fn a_restart_with_a_clock_set_back_begins_above_all_that_was_reserved() {
-    let folder = Folder::new("ids-back");
+async fn a_restart_with_a_clock_set_back_begins_above_all_that_was_reserved(at: &TestDb) {
     let time = Turned::at(5000);
-    let db = open(&folder);
+    let db = open(at);
     let ids = Ids::lease(db.clone(), time.clock()).await.unwrap();
     assert_eq!(take_one(&ids).await, Parts { second: 5000, worker: 0, sequence: 0 });
     time.turn_to(100);
@@ -120,10 +128,8 @@ async fn a_restart_with_a_clock_set_back_begins_above_all_that_was_reserved() {
     assert_eq!(take_one(&again).await, Parts { second: 5061, worker: 0, sequence: 0 });
 }
 
-#[tokio::test]
-async fn living_leases_have_different_workers_and_a_released_one_is_used_again() {
-    let folder = Folder::new("ids-many");
-    let db = open(&folder);
+async fn living_leases_have_different_workers_and_a_released_one_is_used_again(at: &TestDb) {
+    let db = open(at);
     let clock = Turned::at(1000).clock();
     let first = Ids::lease(db.clone(), clock.clone()).await.unwrap();
     let second = Ids::lease(db.clone(), clock.clone()).await.unwrap();
@@ -136,10 +142,8 @@ async fn living_leases_have_different_workers_and_a_released_one_is_used_again()
     assert_eq!(next, Parts { second: last.second + 1, worker: 0, sequence: 0 });
 }
 
-#[tokio::test]
-async fn more_processes_than_workers_still_never_repeat_an_id() {
-    let folder = Folder::new("ids-crowd");
-    let db = open(&folder);
+async fn more_processes_than_workers_still_never_repeat_an_id(at: &TestDb) {
+    let db = open(at);
     let time = Turned::at(1000);
     let mut seen = HashSet::new();
     let mut crowd = Vec::new();
@@ -154,10 +158,8 @@ async fn more_processes_than_workers_still_never_repeat_an_id() {
     assert_eq!(seen.len(), 2 * 3 * 140);
 }
 
-#[tokio::test]
-async fn who_lost_its_lease_gives_out_nothing_more_under_that_number() {
-    let folder = Folder::new("ids-stolen");
-    let db = open(&folder);
+async fn who_lost_its_lease_gives_out_nothing_more_under_that_number(at: &TestDb) {
+    let db = open(at);
     let time = Turned::at(1000);
     let paused = Ids::lease(db.clone(), time.clock()).await.unwrap();
     take_one(&paused).await;
@@ -173,10 +175,8 @@ async fn who_lost_its_lease_gives_out_nothing_more_under_that_number() {
     assert_eq!(reserved_by_thief, taken.second + 60, "its reservation was not touched");
 }
 
-#[tokio::test]
-async fn a_failing_database_refuses_only_what_is_not_reserved() {
-    let folder = Folder::new("ids-down");
-    let db = open(&folder);
+async fn a_failing_database_refuses_only_what_is_not_reserved(at: &TestDb) {
+    let db = open(at);
     let time = Turned::at(1000);
     let ids = Ids::lease(db.clone(), time.clock()).await.unwrap();
     db.close().await;
@@ -188,20 +188,16 @@ async fn a_failing_database_refuses_only_what_is_not_reserved() {
     assert!(refused.is_transient(), "{refused}");
 }
 
-#[tokio::test]
-async fn a_clock_at_the_end_of_time_is_an_error() {
-    let folder = Folder::new("ids-worn");
-    let db = open(&folder);
+async fn a_clock_at_the_end_of_time_is_an_error(at: &TestDb) {
+    let db = open(at);
     let time = Turned::at(u64::from(LAST_SECOND));
     let ids = Ids::lease(db.clone(), time.clock()).await.unwrap();
     assert_eq!(ids.take(32_768).await.unwrap().len(), 32_768);
     assert_eq!(ids.take(1).await, Err(IdsError::Worn { worker: 0 }));
 }
 
-#[tokio::test(start_paused = true)]
-async fn an_idle_lease_is_renewed() {
-    let folder = Folder::new("ids-idle");
-    let db = open(&folder);
+async fn an_idle_lease_is_renewed(at: &TestDb) {
+    let db = open(at);
     let time = Turned::at(1000);
     let ids = Ids::lease(db.clone(), time.clock()).await.unwrap();
     assert_eq!(reserved(&db, 0).await, 1060);
@@ -214,4 +210,40 @@ async fn an_idle_lease_is_renewed() {
         assert!(asked_at.elapsed() < Duration::from_secs(20), "not renewed");
     }
     assert_eq!(ids.worker(), Some(0));
+}
+
+/// Sixteen handles lease at the same instant, and again each time they are killed; their clocks are an hour apart, and are set
+/// back and forth.
+async fn sixteen_processes_with_clocks_of_their_own_never_repeat_an_id(at: &TestDb) {
+    const PROCESSES: u64 = 16;
+    const LIVES: u64 = 4;
+    drop(open(at));
+    let mut tasks = Vec::new();
+    let start = Arc::new(tokio::sync::Barrier::new(PROCESSES as usize));
+    for process in 0..PROCESSES {
+        let db = open(at);
+        let start = start.clone();
+        tasks.push(tokio::spawn(async move {
+            let mut taken = Vec::new();
+            let time = Turned::at(10_000 + process * 3_600);
+            for life in 0..LIVES {
+                start.wait().await;
+                let ids = Ids::lease(db.clone(), time.clock()).await.unwrap();
+                for count in 0..20 {
+                    taken.extend(ids.take(count).await.unwrap());
+                }
+                time.turn_to(10_000 + (process * 7 + life * 5) % PROCESSES * 3_600);
+                // More than what is reserved: it must be extended.
+                taken.extend(ids.take(100_000).await.unwrap().step_by(997));
+                taken.extend(ids.take(1).await.unwrap());
+            }
+            taken
+        }));
+    }
+    let mut seen = HashSet::new();
+    for task in tasks {
+        for id in task.await.unwrap() {
+            assert!(id < 1 << 53 && seen.insert(id), "{id} came twice");
+        }
+    }
 }

@@ -10,9 +10,12 @@ use db::{Db, Error, Migration, Settings};
 pub const ITEMS: &[Migration] = &[Migration {
     number: 1,
     name: "items",
-    sql: "CREATE TABLE item (id INTEGER NOT NULL PRIMARY KEY, name TEXT UNIQUE, data BLOB,
-                             stock INTEGER NOT NULL DEFAULT 0 CHECK (stock >= 0));
-          CREATE TABLE part (item INTEGER NOT NULL REFERENCES item (id));",
+    sqlite: "CREATE TABLE item (id INTEGER NOT NULL PRIMARY KEY, name TEXT UNIQUE, data BLOB,
+                                stock INTEGER NOT NULL DEFAULT 0 CHECK (stock >= 0));
+             CREATE TABLE part (item INTEGER NOT NULL REFERENCES item (id));",
+    mysql: "CREATE TABLE IF NOT EXISTS item (id BIGINT NOT NULL PRIMARY KEY, name VARBINARY(255) UNIQUE, data MEDIUMBLOB,
+                                             stock BIGINT NOT NULL DEFAULT 0 CHECK (stock >= 0));
+            CREATE TABLE IF NOT EXISTS part (item BIGINT NOT NULL, FOREIGN KEY (item) REFERENCES item (id));",
 }];
 
 /// A folder that is gone with its test.
