@@ -15,17 +15,29 @@
 //! | cancel | no action row | [`Decision::Bury`] |
 //! | cancel | action row or tombstone | [`Decision::Answer`] |
 //!
+//! Two replicas may handle commands of one step at the same time. Each reads the rows that are there, with a lock, so what one of
+//! them adds to a row that both have read, the other waits for and sees. Where there is none, both may find nothing; then
+//! both write the action's row, whatever they were asked, and its primary key lets one of them pass: the other's
+//! transaction is rolled back whole and run again (see `db::mysql`), and finds what the first has written.
+//!
 //! Rows outlive every message that could still name them, see [`purge`].
 
 use bytes::Bytes;
-use db::{Set, Tx, Value};
+use db::{Migration, Set, Tx, Value};
 use foldhash::{HashMap, HashMapExt};
 use saga::{Outcome, Phase, Reason, StepIndex};
 use wire::messages::{DecodeError, Recorded};
 use wire::time::UnixMillis;
 
-/// The SQL of the barrier's table in SQLite, for a participant's first migration.
-pub const SQLITE_TABLE: &str = include_str!("../migrations/sqlite/barrier.sql");
+/// The barrier's table, as one of a participant's migrations.
+pub const fn migration(number: u32) -> Migration {
+    Migration {
+        number,
+        name: "barrier",
+        sqlite: include_str!("../migrations/sqlite/barrier.sql"),
+        mysql: include_str!("../migrations/mysql/barrier.sql"),
+    }
+}
 
 /// Whose rows they are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -195,7 +207,8 @@ impl Records {
         ]);
     }
 
-    /// Writes them as one set. A row that is there already is an error, never a second opinion.
+    /// Writes them as one set. A row that is there already is an error, never a second opinion; where it was written since
+    /// [`load`], by another replica, that error has the whole transaction run again.
     ///
     /// # Errors
     /// When the database fails.
@@ -230,7 +243,8 @@ const _: () = assert!(PURGE_ROWS as usize > 2 * saga::MAX_STEPS);
 /// When the database fails.
 pub fn purge(tx: &mut Tx<'_>, below: u64, recorded_before: UnixMillis) -> Result<u64, db::Error> {
     let oldest = tx.query(
-        "SELECT saga, step, phase, recorded_at FROM saga_barrier WHERE saga < ? ORDER BY saga, step, phase LIMIT ?",
+        "SELECT saga, step, phase, recorded_at FROM saga_barrier WHERE saga < ? ORDER BY saga, step, phase LIMIT ?
+         {for update}",
         &[Value::from(below), Value::from(PURGE_ROWS)],
         |row| Ok((row.get::<u64>(0)?, row.get::<u8>(1)?, row.get::<u8>(2)?, row.get::<u64>(3)?)),
     )?;

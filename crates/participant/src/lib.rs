@@ -66,6 +66,14 @@ pub trait Participant: Send + Sync + 'static {
         changes: &mut Self::Changes,
     ) -> Result<Vec<Undone>, db::Error>;
 
+    /// Every saga below this id has ended, for good: none of its commands comes any more. Called now and then, in a transaction.
+    ///
+    /// # Errors
+    /// As [`Participant::act`].
+    fn ended_below(&self, _tx: &mut db::Tx<'_>, _below: u64) -> Result<(), db::Error> {
+        Ok(())
+    }
+
     /// What was changed is now committed. Called before any reply is published, in the order of the commits, not on a
     /// database thread; it is skipped if the process dies in between.
     fn committed(&self, _changes: Self::Changes) {}

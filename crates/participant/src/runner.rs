@@ -10,7 +10,7 @@ use db::Db;
 use telemetry::metrics::PubsubMetrics;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
-use wire::messages::{self, About, Carried, Purge, ToParticipant};
+use wire::messages::{self, About, Carried, Pen, Purge, ToParticipant};
 use wire::time::{Clock, UnixMillis};
 
 use crate::batch::{Answer, Command, handle};
@@ -230,7 +230,10 @@ impl<P: Participant> Runner<P> {
                 let mut changes = P::Changes::default();
                 let answers = handle(&*participant, tx, &commands[range.clone()], now, &mut changes)?;
                 let purged = match below {
-                    Some(below) => barrier::purge(tx, below, recorded_before)?,
+                    Some(below) => {
+                        participant.ended_below(tx, below)?;
+                        barrier::purge(tx, below, recorded_before)?
+                    }
                     None => 0,
                 };
                 failpoint::hit("participant.before_commit");
@@ -264,11 +267,12 @@ impl<P: Participant> Runner<P> {
         let RunnerParts { bus, replies, metrics, settings, .. } = &self.rest;
         let mut frame = Vec::with_capacity(answers.len());
         let mut sent = Vec::with_capacity(answers.len());
+        let mut pen = Pen::for_messages(answers.len());
         for (((about, place), command), answer) in sorted.questions.drain(..).zip(commands).zip(answers) {
             let delivery = &deliveries[place];
             match answer {
                 Answer::Reply(recorded) => {
-                    let reply = reply(command, &about, &recorded);
+                    let reply = reply(command, &about, &recorded, &mut pen);
                     let (bytes, limit) = (reply.body.len(), bus.limits().body_bytes);
                     if bytes > limit {
                         let why = format!("its reply has {bytes} bytes, above the bus's limit of {limit}");
@@ -322,17 +326,14 @@ fn before(now: UnixMillis, retention: Duration) -> UnixMillis {
 }
 
 /// A reply, and which one it is: repeated when the same command is answered again, different for any other command.
-fn reply<I>(command: &Command<I>, about: &About, recorded: &Bytes) -> Envelope {
+fn reply<I>(command: &Command<I>, about: &About, recorded: &Bytes, pen: &mut Pen) -> Envelope {
     let Command { token, step, phase, .. } = command;
     let tag = 1 << 40
         | u64::from(step.0) << 32
         | (*phase as u64) << 28
         | (token.mode as u64) << 24
         | token.path.len() as u64;
-    Envelope {
-        id: EnvelopeId::of(token.saga, tag),
-        body: messages::reply(token, about, *step, *phase, recorded),
-    }
+    Envelope { id: EnvelopeId::of(token.saga, tag), body: pen.reply(token, about, *step, *phase, recorded) }
 }
 
 fn retry(settings: &Settings, count: u32) -> Verdict {

@@ -1,4 +1,4 @@
-//! The barrier's table, row by row, on a real database; and batches, which must come to the same as their commands one
+//! The barrier's table, row by row, on SQLite and on MariaDB; and batches, which must come to the same as their commands one
 //! by one.
 #![allow(clippy::unwrap_used, reason = "all of this file is tests, also what carries no test attribute")]
 
@@ -12,9 +12,27 @@ use proptest::prelude::*;
 use saga::{Outcome, Phase, Reason, StepIndex};
 use wire::messages::Recorded;
 
-use support::{Counting, Effects, Folder, Input, batch, command, effects, effects_of, recorded, rows};
+use support::{Counting, Effects, Input, MIGRATIONS, batch, command, effects, effects_of, recorded, rows};
+use testdb::TestDb;
 
 use Phase::{Action, Cancel, Compensation};
+
+testdb::on_both! {
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    the_table_row_by_row,
+    the_table_in_one_batch_for_all_its_rows,
+    a_reply_is_the_same_bytes_for_ever,
+    action_compensation_and_cancellation_of_one_step_in_one_batch_in_every_order,
+    what_is_rejected_or_to_be_retried_does_not_spoil_its_neighbours,
+    what_was_to_be_retried_can_still_be_done_and_still_be_cancelled,
+    a_database_error_rolls_everything_back_and_is_nobodys_answer,
+    steps_and_sagas_do_not_mix,
+    rows_that_contradict_each_other_are_parked_without_their_neighbours,
+    a_purge_keeps_what_may_still_be_asked_for,
+    a_saga_is_forgotten_whole_or_not_at_all,
+    a_purge_is_bounded_and_comes_to_its_end,
+    batches_come_to_the_same_as_their_commands_one_by_one;
+}
 
 const NONE: Effects = Effects { acted: 0, undone: 0 };
 const LIVE: Effects = Effects { acted: 1, undone: 0 };
@@ -237,10 +255,8 @@ fn check(case: &Case, saga: u64, before: &[Answer], answer: &Answer) {
     }
 }
 
-#[tokio::test]
-async fn the_table_row_by_row() {
-    let folder = Folder::new("table");
-    let db = folder.open();
+async fn the_table_row_by_row(at: &TestDb) {
+    let db = at.open(MIGRATIONS);
     for (saga, case) in (1..).zip(TABLE) {
         let before = prepare(&db, saga, case).await;
         let arrives = vec![command(saga, 3, case.arrives, case.input)];
@@ -250,10 +266,8 @@ async fn the_table_row_by_row() {
     }
 }
 
-#[tokio::test]
-async fn the_table_in_one_batch_for_all_its_rows() {
-    let folder = Folder::new("table-batch");
-    let db = folder.open();
+async fn the_table_in_one_batch_for_all_its_rows(at: &TestDb) {
+    let db = at.open(MIGRATIONS);
     let (mut before, mut arrive) = (Vec::new(), Vec::new());
     for (saga, case) in (1..).zip(TABLE) {
         before.push(prepare(&db, saga, case).await);
@@ -266,17 +280,15 @@ async fn the_table_in_one_batch_for_all_its_rows() {
     }
 }
 
-#[tokio::test]
-async fn a_reply_is_the_same_bytes_for_ever() {
-    let folder = Folder::new("reopen");
+async fn a_reply_is_the_same_bytes_for_ever(at: &TestDb) {
     let ask = || vec![command(1, 3, Action, Input::Accept), command(2, 3, Action, Input::Refuse)];
     let undo =
         || vec![command(1, 3, Compensation, Input::Accept), command(2, 3, Compensation, Input::Accept)];
-    let db = folder.open();
+    let db = at.open(MIGRATIONS);
     let acted = batch(&db, &Counting::default(), ask(), 10).await.unwrap();
     let undone = batch(&db, &Counting::default(), undo(), 20).await.unwrap();
     db.close().await;
-    let db = folder.open();
+    let db = at.open(MIGRATIONS);
     assert_eq!(batch(&db, &Counting::default(), ask(), 30).await.unwrap(), acted);
     assert_eq!(batch(&db, &Counting::default(), undo(), 30).await.unwrap(), undone);
     let times: Vec<u64> = acted.iter().chain(&undone).map(|answer| recorded(answer).at).collect();
@@ -300,11 +312,9 @@ fn orders(phases: &[Phase]) -> Vec<Vec<Phase>> {
     (0..phases.len()).flat_map(with_first).collect()
 }
 
-#[tokio::test]
-async fn action_compensation_and_cancellation_of_one_step_in_one_batch_in_every_order() {
-    let folder = Folder::new("orders");
-    let other_folder = Folder::new("orders-apart");
-    let (together, apart) = (folder.open(), other_folder.open());
+async fn action_compensation_and_cancellation_of_one_step_in_one_batch_in_every_order(at: &TestDb) {
+    let other = at.another();
+    let (together, apart) = (at.open(MIGRATIONS), other.open(MIGRATIONS));
     let twice = [Action, Action, Compensation, Compensation, Cancel, Cancel];
     for (saga, order) in (1..).zip(orders(&twice)) {
         let commands = || order.iter().map(|phase| command(saga, 3, *phase, Input::Accept));
@@ -327,10 +337,8 @@ async fn batch_each(db: &Db, commands: impl Iterator<Item = Command<Input>>, now
     answers
 }
 
-#[tokio::test]
-async fn what_is_rejected_or_to_be_retried_does_not_spoil_its_neighbours() {
-    let folder = Folder::new("neighbours");
-    let db = folder.open();
+async fn what_is_rejected_or_to_be_retried_does_not_spoil_its_neighbours(at: &TestDb) {
+    let db = at.open(MIGRATIONS);
     let inputs = [Input::Accept, Input::Refuse, Input::Later, Input::Accept];
     let commands = (1..).zip(inputs).map(|(saga, input)| command(saga, 3, Action, input)).collect();
     let answers = batch(&db, &Counting::default(), commands, 1).await.unwrap();
@@ -342,10 +350,8 @@ async fn what_is_rejected_or_to_be_retried_does_not_spoil_its_neighbours() {
     assert_eq!(sagas, [1, 2, 4], "what is to be retried has left no trace");
 }
 
-#[tokio::test]
-async fn what_was_to_be_retried_can_still_be_done_and_still_be_cancelled() {
-    let folder = Folder::new("retry");
-    let db = folder.open();
+async fn what_was_to_be_retried_can_still_be_done_and_still_be_cancelled(at: &TestDb) {
+    let db = at.open(MIGRATIONS);
     let later = || (1..=3).map(|saga| command(saga, 3, Action, Input::Later)).collect();
     batch(&db, &Counting::default(), later(), 1).await.unwrap();
     assert_eq!((rows(&db).await, effects(&db).await.len()), (Vec::new(), 0));
@@ -359,10 +365,8 @@ async fn what_was_to_be_retried_can_still_be_done_and_still_be_cancelled() {
     assert_eq!(outcomes, [done(1), cancelled(), Outcome::Compensated]);
 }
 
-#[tokio::test]
-async fn a_database_error_rolls_everything_back_and_is_nobodys_answer() {
-    let folder = Folder::new("error");
-    let db = folder.open();
+async fn a_database_error_rolls_everything_back_and_is_nobodys_answer(at: &TestDb) {
+    let db = at.open(MIGRATIONS);
     let acted =
         batch(&db, &Counting::default(), vec![command(1, 3, Action, Input::Accept)], 1).await.unwrap();
     let before = rows(&db).await;
@@ -393,10 +397,8 @@ async fn a_database_error_rolls_everything_back_and_is_nobodys_answer() {
     assert_eq!((effects_of(&db, 1, 3).await, effects_of(&db, 2, 3).await), (GONE, LIVE));
 }
 
-#[tokio::test]
-async fn steps_and_sagas_do_not_mix() {
-    let folder = Folder::new("keys");
-    let db = folder.open();
+async fn steps_and_sagas_do_not_mix(at: &TestDb) {
+    let db = at.open(MIGRATIONS);
     let first = vec![command(1, 3, Action, Input::Accept), command(1, 4, Compensation, Input::Accept)];
     batch(&db, &Counting::default(), first, 1).await.unwrap();
     let second = vec![command(1, 4, Action, Input::Accept), command(2, 3, Action, Input::Accept)];
@@ -405,10 +407,8 @@ async fn steps_and_sagas_do_not_mix() {
     assert_eq!(recorded(&answers[1]).outcome, done(2));
 }
 
-#[tokio::test]
-async fn rows_that_contradict_each_other_are_parked_without_their_neighbours() {
-    let folder = Folder::new("corrupt");
-    let db = folder.open();
+async fn rows_that_contradict_each_other_are_parked_without_their_neighbours(at: &TestDb) {
+    let db = at.open(MIGRATIONS);
     let compensated = barrier::compensated(1);
     let rows: [(u64, u8, Bytes); 3] =
         [(1, 1, compensated.clone()), (2, 0, compensated), (3, 0, Bytes::from_static(b"\xff\xff"))];
@@ -458,10 +458,8 @@ async fn keys(db: &Db) -> Vec<(u64, u8, u8)> {
     rows(db).await.into_iter().map(|(saga, step, phase, _)| (saga, step, phase)).collect()
 }
 
-#[tokio::test]
-async fn a_purge_keeps_what_may_still_be_asked_for() {
-    let folder = Folder::new("purge");
-    let db = folder.open();
+async fn a_purge_keeps_what_may_still_be_asked_for(at: &TestDb) {
+    let db = at.open(MIGRATIONS);
     record(&db, 1, 0, 100, None).await;
     record(&db, 2, 0, 100, Some(120)).await;
     record(&db, 3, 0, 150, None).await;
@@ -475,10 +473,8 @@ async fn a_purge_keeps_what_may_still_be_asked_for() {
 }
 
 /// A message about a saga may be under way for as long as after its last reply, so its earlier replies are kept as long.
-#[tokio::test]
-async fn a_saga_is_forgotten_whole_or_not_at_all() {
-    let folder = Folder::new("purge-whole");
-    let db = folder.open();
+async fn a_saga_is_forgotten_whole_or_not_at_all(at: &TestDb) {
+    let db = at.open(MIGRATIONS);
     record(&db, 1, 0, 100, Some(200)).await;
     record(&db, 2, 0, 100, None).await;
     record(&db, 2, 1, 200, None).await;
@@ -492,10 +488,8 @@ async fn a_saga_is_forgotten_whole_or_not_at_all() {
     assert_eq!(purge(&db, 9, 201).await, 4);
 }
 
-#[tokio::test]
-async fn a_purge_is_bounded_and_comes_to_its_end() {
-    let folder = Folder::new("purge-bounded");
-    let db = folder.open();
+async fn a_purge_is_bounded_and_comes_to_its_end(at: &TestDb) {
+    let db = at.open(MIGRATIONS);
     let rows_before = u64::from(PURGE_ROWS) + 10;
     let written = db.write(move |tx| {
         let mut records = barrier::Records::default();
@@ -562,11 +556,12 @@ fn any_schedule() -> impl Strategy<Value = Schedule> {
 }
 
 /// However commands are cut into batches, they are answered as one by one, and have their effects as one by one.
-#[test]
-fn batches_come_to_the_same_as_their_commands_one_by_one() {
-    let folder = Folder::new("batches");
-    let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
-    let db = folder.open();
+async fn batches_come_to_the_same_as_their_commands_one_by_one(at: &TestDb) {
+    let db = at.open(MIGRATIONS);
+    tokio::task::block_in_place(|| compare_batches(&db, tokio::runtime::Handle::current()));
+}
+
+fn compare_batches(db: &Db, runtime: tokio::runtime::Handle) {
     let next_saga = std::cell::Cell::new(1);
     let config = ProptestConfig { cases: 300, failure_persistence: None, ..ProptestConfig::default() };
     proptest!(config, |(schedule in any_schedule())| {
@@ -576,14 +571,14 @@ fn batches_come_to_the_same_as_their_commands_one_by_one() {
             let batched = commands.iter().map(|(saga, step, phase, input)| {
                 command(first + saga, *step, *phase, *input)
             });
-            let answers = runtime.block_on(batch(&db, &Counting::default(), batched.collect(), now)).unwrap();
+            let answers = runtime.block_on(batch(db, &Counting::default(), batched.collect(), now)).unwrap();
             for ((saga, step, phase, input), answer) in commands.into_iter().zip(answers) {
                 let key = Key { saga: first + saga, step: StepIndex(step) };
                 let expected = in_memory(model.entry(key).or_default(), key, phase, input, now);
                 prop_assert_eq!(answer, expected);
             }
         }
-        let effects = runtime.block_on(effects(&db));
+        let effects = runtime.block_on(effects(db));
         for (key, found) in model {
             let is_done = |bytes: &Bytes| matches!(Recorded::decode(bytes).unwrap().outcome, Outcome::Done(_));
             let acted = found.action.as_ref().is_some_and(is_done);

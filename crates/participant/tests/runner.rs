@@ -20,7 +20,27 @@ use tokio_util::sync::CancellationToken;
 use wire::messages::{About, Carried, Command, Purge, Recorded, Reply, ToOrchestrator, ToParticipant};
 use wire::time::Clock;
 
-use support::{Counting, Folder, Input, effects, effects_of, rows};
+use support::{Counting, Input, MIGRATIONS, effects, effects_of, rows};
+use testdb::{Bounds, TestDb};
+
+testdb::on_both! {
+    #[tokio::test]
+    a_command_is_answered_with_what_it_carried_and_what_was_recorded,
+    a_redelivered_command_gets_the_recorded_bytes,
+    what_passes_by_itself_comes_again_and_is_never_a_rejection,
+    a_compensation_is_tried_until_it_is_done,
+    what_cannot_be_understood_is_parked_alone_and_others_flow,
+    a_command_that_meets_a_bug_is_parked_in_the_end_and_its_neighbours_are_answered,
+    no_answer_yet_is_asked_for_again_for_ever,
+    replies_that_are_refused_are_the_same_when_there_is_room,
+    stopping_finishes_the_batch_in_hand,
+    the_end_of_the_bus_ends_the_runner,
+    a_runner_that_dies_between_commit_and_publish_has_answered_when_they_come_again,
+    a_compensation_on_two_replicas_at_once_is_undone_once,
+    a_purge_beside_commands_is_carried_out_and_not_answered,
+    one_purge_goes_on_until_nothing_old_is_left,
+    a_command_that_another_consumer_gave_back_is_answered;
+}
 
 const COMMANDS: Subject = Subject("test.commands");
 const REPLIES: Subject = Subject("test.replies");
@@ -46,20 +66,18 @@ struct Stage {
     bus: Bus,
     replies: Consumer,
     stop: CancellationToken,
-    _folder: Folder,
 }
 
 impl Stage {
-    fn new(test: &str) -> Stage {
-        let folder = Folder::new(test);
+    /// With one thread that writes, so that what is written while it is held queues up.
+    fn new(at: &TestDb) -> Stage {
         let bus = Bus::embedded(LIMITS);
         Stage {
             participant: Counting::default(),
-            db: folder.open(),
+            db: at.open_bounded(MIGRATIONS, Bounds { writers: 1, ..Bounds::default() }),
             replies: bus.subscribe(REPLIES),
             bus,
             stop: CancellationToken::new(),
-            _folder: folder,
         }
     }
 
@@ -106,12 +124,15 @@ impl Stage {
 
     /// Waits until the participant has nothing in its queue, in hand or delayed.
     async fn quiet(&self) {
-        self.until("the commands are all settled", || self.bus.depth(COMMANDS).held() == 0).await;
+        self.until("the commands are all settled", async || {
+            self.bus.depth(COMMANDS).await.unwrap().held() == 0
+        })
+        .await;
     }
 
-    async fn until(&self, what: &str, condition: impl Fn() -> bool) {
+    async fn until(&self, what: &str, condition: impl AsyncFn() -> bool) {
         let wait = async {
-            while !condition() {
+            while !condition().await {
                 tokio::time::sleep(Duration::from_millis(1)).await;
             }
         };
@@ -119,8 +140,14 @@ impl Stage {
     }
 
     /// The dead letters, by saga.
-    fn parked(&self) -> HashMap<u64, Parked> {
-        self.bus.parked().into_iter().map(|letter| (letter.envelope.id.parts().0, letter)).collect()
+    async fn parked(&self) -> HashMap<u64, Parked> {
+        self.bus
+            .parked()
+            .await
+            .unwrap()
+            .into_iter()
+            .map(|letter| (letter.envelope.id.parts().0, letter))
+            .collect()
     }
 }
 
@@ -154,9 +181,8 @@ fn sagas(replies: &[Reply]) -> Vec<u64> {
     sagas
 }
 
-#[tokio::test]
-async fn a_command_is_answered_with_what_it_carried_and_what_was_recorded() {
-    let mut stage = Stage::new("answered");
+async fn a_command_is_answered_with_what_it_carried_and_what_was_recorded(at: &TestDb) {
+    let mut stage = Stage::new(at);
     stage.run();
     stage.publish([act(1, Input::Accept)]).await;
     let reply = stage.reply().await;
@@ -166,9 +192,8 @@ async fn a_command_is_answered_with_what_it_carried_and_what_was_recorded() {
     stage.quiet().await;
 }
 
-#[tokio::test]
-async fn a_redelivered_command_gets_the_recorded_bytes() {
-    let mut stage = Stage::new("redelivered");
+async fn a_redelivered_command_gets_the_recorded_bytes(at: &TestDb) {
+    let mut stage = Stage::new(at);
     stage.run();
     stage.publish([act(1, Input::Accept), act(2, Input::Refuse)]).await;
     let mut first = stage.replies(2).await;
@@ -182,9 +207,8 @@ async fn a_redelivered_command_gets_the_recorded_bytes() {
     assert_eq!(effects_of(&stage.db, 1, 3).await.acted, 1);
 }
 
-#[tokio::test]
-async fn what_passes_by_itself_comes_again_and_is_never_a_rejection() {
-    let mut stage = Stage::new("transient");
+async fn what_passes_by_itself_comes_again_and_is_never_a_rejection(at: &TestDb) {
+    let mut stage = Stage::new(at);
     let outages = [
         Error::Full,
         Error::Unavailable(Outage::Busy),
@@ -197,13 +221,12 @@ async fn what_passes_by_itself_comes_again_and_is_never_a_rejection() {
     assert_eq!(outcome(&stage.reply().await), done(1));
     stage.quiet().await;
     assert_eq!(stage.participant.failures_left(), 0);
-    assert!(stage.parked().is_empty());
+    assert!(stage.parked().await.is_empty());
     assert_eq!(effects_of(&stage.db, 1, 3).await.acted, 1, "each try but the last was rolled back");
 }
 
-#[tokio::test]
-async fn a_compensation_is_tried_until_it_is_done() {
-    let mut stage = Stage::new("undo");
+async fn a_compensation_is_tried_until_it_is_done(at: &TestDb) {
+    let mut stage = Stage::new(at);
     stage.run();
     stage.publish([act(1, Input::Accept)]).await;
     stage.reply().await;
@@ -214,9 +237,8 @@ async fn a_compensation_is_tried_until_it_is_done() {
 }
 
 /// Row 8 of the fault list.
-#[tokio::test]
-async fn what_cannot_be_understood_is_parked_alone_and_others_flow() {
-    let mut stage = Stage::new("undecodable");
+async fn what_cannot_be_understood_is_parked_alone_and_others_flow(at: &TestDb) {
+    let mut stage = Stage::new(at);
     // Format 99, as a Protocol Buffers varint in field 1.
     let unknown_format = Bytes::from_static(&[0x08, 99]);
     stage
@@ -233,7 +255,7 @@ async fn what_cannot_be_understood_is_parked_alone_and_others_flow() {
     stage.publish([act(6, Input::Accept)]).await;
     assert_eq!(sagas(&stage.replies(1).await), [6]);
     stage.quiet().await;
-    let parked = stage.parked();
+    let parked = stage.parked().await;
     assert_eq!(parked.len(), 3);
     assert!(parked[&2].reason.starts_with("not a command message"), "{}", parked[&2].reason);
     assert_eq!(parked[&3].reason, "a command message of format 99; this version reads format 2");
@@ -243,36 +265,35 @@ async fn what_cannot_be_understood_is_parked_alone_and_others_flow() {
     assert_eq!(rows(&stage.db).await.len(), 3, "what was parked has left no trace");
 }
 
-#[tokio::test]
-async fn a_command_that_meets_a_bug_is_parked_in_the_end_and_its_neighbours_are_answered() {
-    for (test, input) in [("bug", Input::Bug), ("panic", Input::Panic)] {
-        let mut stage = Stage::new(test);
+async fn a_command_that_meets_a_bug_is_parked_in_the_end_and_its_neighbours_are_answered(at: &TestDb) {
+    for input in [Input::Bug, Input::Panic] {
+        let fresh = at.another();
+        let mut stage = Stage::new(&fresh);
         stage.publish([act(1, Input::Accept), act(2, input), act(3, Input::Refuse)]).await;
         stage.run();
         let replies = stage.replies(2).await;
         assert_eq!(sagas(&replies), [1, 3]);
         stage.quiet().await;
-        let parked = stage.parked();
+        let parked = stage.parked().await;
         assert_eq!(parked.keys().collect::<Vec<_>>(), [&2]);
         assert_eq!(parked[&2].count, PARK_AFTER);
         assert_eq!(rows(&stage.db).await.iter().map(|row| row.0).collect::<Vec<_>>(), [1, 3]);
         assert_eq!(effects_of(&stage.db, 1, 3).await.acted, 1);
         // A bug alone in its batch has no neighbours to be told from.
         stage.publish([act(4, input)]).await;
-        stage.until("the bug is parked", || stage.parked().contains_key(&4)).await;
+        stage.until("the bug is parked", async || stage.parked().await.contains_key(&4)).await;
         stage.publish([act(5, Input::Accept)]).await;
         assert_eq!(sagas(&stage.replies(1).await), [5]);
     }
 }
 
-#[tokio::test]
-async fn no_answer_yet_is_asked_for_again_for_ever() {
-    let mut stage = Stage::new("later");
+async fn no_answer_yet_is_asked_for_again_for_ever(at: &TestDb) {
+    let mut stage = Stage::new(at);
     stage.publish([act(1, Input::Later), act(2, Input::Accept)]).await;
     stage.run();
     assert_eq!(sagas(&stage.replies(1).await), [2]);
-    stage.until("it came again", || stage.bus.stats().redelivered > u64::from(2 * PARK_AFTER)).await;
-    assert!(stage.parked().is_empty());
+    stage.until("it came again", async || stage.bus.stats().redelivered > u64::from(2 * PARK_AFTER)).await;
+    assert!(stage.parked().await.is_empty());
     // A cancellation settles it: its action, which still comes again, is answered now.
     stage.publish([ask(1, Phase::Cancel, Input::Accept.bytes())]).await;
     for reply in stage.replies(2).await {
@@ -282,15 +303,14 @@ async fn no_answer_yet_is_asked_for_again_for_ever() {
     assert!(!effects(&stage.db).await.contains_key(&(1, 3)));
 }
 
-#[tokio::test]
-async fn replies_that_are_refused_are_the_same_when_there_is_room() {
-    let mut stage = Stage::new("full");
+async fn replies_that_are_refused_are_the_same_when_there_is_room(at: &TestDb) {
+    let mut stage = Stage::new(at);
     let filler: Vec<Envelope> = (0..32).map(|number| envelope(900 + number, Bytes::new())).collect();
     stage.bus.publish(REPLIES, filler.clone()).await.unwrap();
     stage.bus.publish(REPLIES, filler).await.unwrap();
     stage.run();
     stage.publish([act(1, Input::Accept), act(2, Input::Refuse)]).await;
-    stage.until("the replies were refused", || stage.bus.stats().refused >= 4).await;
+    stage.until("the replies were refused", async || stage.bus.stats().refused >= 4).await;
     let recorded: Vec<Vec<u8>> = rows(&stage.db).await.into_iter().map(|row| row.3).collect();
     assert_eq!(recorded.len(), 2, "what was done is recorded, whether or not it was answered");
     for _ in 0..2 {
@@ -321,40 +341,37 @@ async fn hold(db: &Db) -> std::sync::mpsc::Sender<()> {
     go
 }
 
-#[tokio::test]
-async fn stopping_finishes_the_batch_in_hand() {
-    let mut stage = Stage::new("stop");
+async fn stopping_finishes_the_batch_in_hand(at: &TestDb) {
+    let mut stage = Stage::new(at);
     let go = hold(&stage.db).await;
     let runner = stage.run();
     stage.publish([act(1, Input::Accept), act(2, Input::Accept)]).await;
-    stage.until("the batch waits for the database", || stage.db.stats().queued_writes == 1).await;
+    stage.until("the batch waits for the database", async || stage.db.stats().queued_writes == 1).await;
     stage.stop.cancel();
     stage.publish([act(3, Input::Accept)]).await;
     assert!(!runner.is_finished());
     go.send(()).unwrap();
     tokio::time::timeout(PATIENCE, runner).await.expect("it ends").unwrap();
     assert_eq!(sagas(&stage.replies(2).await), [1, 2]);
-    let left = stage.bus.depth(COMMANDS);
+    let left = stage.bus.depth(COMMANDS).await.unwrap();
     assert_eq!((left.ready, left.held()), (1, 1), "what came after is for the next one");
 }
 
-#[tokio::test]
-async fn the_end_of_the_bus_ends_the_runner() {
-    let stage = Stage::new("closed");
+async fn the_end_of_the_bus_ends_the_runner(at: &TestDb) {
+    let stage = Stage::new(at);
     let runner = stage.run();
-    stage.bus.close();
+    stage.bus.close().await;
     tokio::time::timeout(PATIENCE, runner).await.expect("it ends").unwrap();
 }
 
 /// The transaction runs to its end on the database's thread although nobody waits for it any more; the commands come
 /// again and find it.
-#[tokio::test]
-async fn a_runner_that_dies_between_commit_and_publish_has_answered_when_they_come_again() {
-    let mut stage = Stage::new("aborted");
+async fn a_runner_that_dies_between_commit_and_publish_has_answered_when_they_come_again(at: &TestDb) {
+    let mut stage = Stage::new(at);
     let go = hold(&stage.db).await;
     let runner = stage.run();
     stage.publish([act(1, Input::Accept), act(2, Input::Refuse)]).await;
-    stage.until("the batch waits for the database", || stage.db.stats().queued_writes == 1).await;
+    stage.until("the batch waits for the database", async || stage.db.stats().queued_writes == 1).await;
     runner.abort();
     assert!(runner.await.unwrap_err().is_cancelled());
     go.send(()).unwrap();
@@ -363,7 +380,7 @@ async fn a_runner_that_dies_between_commit_and_publish_has_answered_when_they_co
     committed.unwrap();
     let recorded: Vec<Vec<u8>> = rows(&stage.db).await.into_iter().map(|row| row.3).collect();
     assert_eq!(recorded.len(), 2);
-    assert_eq!(stage.bus.depth(REPLIES).held(), 0, "nobody was answered");
+    assert_eq!(stage.bus.depth(REPLIES).await.unwrap().held(), 0, "nobody was answered");
 
     stage.run();
     let mut replies = stage.replies(2).await;
@@ -374,9 +391,8 @@ async fn a_runner_that_dies_between_commit_and_publish_has_answered_when_they_co
 }
 
 /// Row 6 of the fault list, and row 10: two runners with the same command in hand at once.
-#[tokio::test]
-async fn a_compensation_on_two_replicas_at_once_is_undone_once() {
-    let mut stage = Stage::new("replicas");
+async fn a_compensation_on_two_replicas_at_once_is_undone_once(at: &TestDb) {
+    let mut stage = Stage::new(at);
     stage.run();
     stage.publish([act(1, Input::Accept)]).await;
     stage.reply().await;
@@ -389,8 +405,12 @@ async fn a_compensation_on_two_replicas_at_once_is_undone_once() {
     for replicas in 1..=2 {
         stage.run();
         stage.publish([undo()]).await;
-        stage.until("each has one in hand", || stage.bus.depth(COMMANDS).in_hand == replicas).await;
-        stage.until("each waits for the database", || stage.db.stats().queued_writes == replicas).await;
+        stage
+            .until("each has one in hand", async || {
+                stage.bus.depth(COMMANDS).await.unwrap().in_hand == replicas
+            })
+            .await;
+        stage.until("each waits for the database", async || stage.db.stats().queued_writes == replicas).await;
     }
     go.send(()).unwrap();
     let replies = stage.replies(2).await;
@@ -398,9 +418,8 @@ async fn a_compensation_on_two_replicas_at_once_is_undone_once() {
     assert_eq!(effects_of(&stage.db, 1, 3).await.undone, 1);
 }
 
-#[tokio::test]
-async fn a_purge_beside_commands_is_carried_out_and_not_answered() {
-    let mut stage = Stage::new("purge");
+async fn a_purge_beside_commands_is_carried_out_and_not_answered(at: &TestDb) {
+    let mut stage = Stage::new(at);
     stage.run();
     stage.publish([act(7, Input::Accept)]).await;
     stage.reply().await;
@@ -413,13 +432,12 @@ async fn a_purge_beside_commands_is_carried_out_and_not_answered() {
     stage.publish([purge(8)]).await;
     stage.quiet().await;
     assert_eq!(rows(&stage.db).await.iter().map(|row| row.0).collect::<Vec<_>>(), [8]);
-    assert_eq!(stage.bus.depth(REPLIES).held(), 0);
-    assert_eq!(stage.bus.parked(), []);
+    assert_eq!(stage.bus.depth(REPLIES).await.unwrap().held(), 0);
+    assert_eq!(stage.bus.parked().await.unwrap(), []);
 }
 
-#[tokio::test]
-async fn one_purge_goes_on_until_nothing_old_is_left() {
-    let stage = Stage::new("purge-all");
+async fn one_purge_goes_on_until_nothing_old_is_left(at: &TestDb) {
+    let stage = Stage::new(at);
     let written = stage.db.write(|tx| {
         let mut records = barrier::Records::default();
         for saga in 1..=2 * u64::from(barrier::PURGE_ROWS) + 10 {
@@ -440,9 +458,8 @@ async fn one_purge_goes_on_until_nothing_old_is_left() {
     tokio::time::timeout(PATIENCE, wait).await.expect("everything old is purged");
 }
 
-#[tokio::test]
-async fn a_command_that_another_consumer_gave_back_is_answered() {
-    let mut stage = Stage::new("given-back");
+async fn a_command_that_another_consumer_gave_back_is_answered(at: &TestDb) {
+    let mut stage = Stage::new(at);
     let mut other = stage.bus.subscribe(COMMANDS);
     stage.publish([act(1, Input::Accept)]).await;
     let batch = other.next(1).await.unwrap();

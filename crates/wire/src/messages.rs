@@ -14,7 +14,7 @@ use std::ops::Range;
 use bytes::Bytes;
 use saga::{Outcome, Phase, StepIndex, Token};
 
-pub use codec::{command, decode_path, encode_path, progress, purge, reply, start};
+pub use codec::{Pen, decode_path, encode_path, purge};
 
 /// The format of the messages in this file. A message of another format is not decoded.
 pub const FORMAT: u32 = 2;
@@ -86,6 +86,11 @@ impl About {
     /// The name of the saga's definition: ASCII.
     pub fn definition(&self) -> &str {
         str::from_utf8(&self.encoded[self.definition.clone()]).unwrap_or_default()
+    }
+
+    /// Whether the saga is one of this definition.
+    pub fn is_of(&self, definition: &str, version: u32) -> bool {
+        self.version == version && self.encoded[self.definition.clone()] == *definition.as_bytes()
     }
 
     /// The definition's version.
@@ -198,9 +203,11 @@ impl ToOrchestrator {
     /// The bytes to publish.
     pub fn encode(&self) -> Bytes {
         match self {
-            ToOrchestrator::Start(Start { carried }) => start(&carried.token, &carried.about),
+            ToOrchestrator::Start(Start { carried }) => {
+                Pen::for_messages(1).start(&carried.token, &carried.about)
+            }
             ToOrchestrator::Reply(Reply { carried, step, phase, recorded }) => {
-                reply(&carried.token, &carried.about, *step, *phase, recorded)
+                Pen::for_messages(1).reply(&carried.token, &carried.about, *step, *phase, recorded)
             }
         }
     }
@@ -211,7 +218,7 @@ impl ToParticipant {
     pub fn encode(&self) -> Bytes {
         match self {
             ToParticipant::Command(Command { carried, step, phase }) => {
-                command(&carried.token, &carried.about, *step, *phase)
+                Pen::for_messages(1).command(&carried.token, &carried.about, *step, *phase)
             }
             ToParticipant::Purge(Purge { below }) => purge(*below),
         }
@@ -221,6 +228,6 @@ impl ToParticipant {
 impl Progress {
     /// The bytes to publish.
     pub fn encode(&self) -> Bytes {
-        progress(&self.carried.token, &self.carried.about)
+        Pen::for_messages(1).progress(&self.carried.token, &self.carried.about)
     }
 }

@@ -8,7 +8,7 @@ use proptest::prelude::*;
 use prost::Message as _;
 use saga::{Mode, Outcome, Phase, Reason, StepIndex, Token};
 use wire::messages::{
-    About, Carried, Command, FORMAT, MAX_REASON_BYTES, Progress, Purge, Recorded, Reply, Start,
+    About, Carried, Command, FORMAT, MAX_REASON_BYTES, Pen, Progress, Purge, Recorded, Reply, Start,
     ToOrchestrator, ToParticipant, decode_path, encode_path,
 };
 
@@ -201,6 +201,27 @@ proptest! {
         let derived = DerivedMessage { format: FORMAT, kind: 5, below, ..DerivedMessage::default() };
         prop_assert_eq!(said(&purge.encode()), derived);
         prop_assert_eq!(ToParticipant::decode(purge.encode()).unwrap(), purge);
+    }
+
+    /// As many as fill several buffers.
+    #[test]
+    fn messages_that_share_a_buffer_say_what_they_say_alone(
+        carried in prop::collection::vec(carrieds(), 1..8), outcome in outcomes(), at: u64, rounds in 1_usize..30,
+    ) {
+        let recorded = Recorded { outcome, at }.encode();
+        let (step, phase) = (StepIndex(1), Phase::Action);
+        let write = |pen: &mut Pen, number: usize, Carried { token, about }: &Carried| match number % 4 {
+            0 => pen.start(token, about),
+            1 => pen.command(token, about, step, phase),
+            2 => pen.reply(token, about, step, phase, &recorded),
+            _ => pen.progress(token, about),
+        };
+        let mut pen = Pen::for_messages(carried.len());
+        let all = || carried.iter().cycle().take(rounds * carried.len()).enumerate();
+        let together: Vec<Bytes> = all().map(|(number, carried)| write(&mut pen, number, carried)).collect();
+        for ((number, carried), message) in all().zip(together) {
+            prop_assert_eq!(message, write(&mut Pen::for_messages(1), number, carried));
+        }
     }
 
     #[test]

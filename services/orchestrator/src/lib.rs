@@ -21,8 +21,9 @@ use std::time::{Duration, Instant};
 use bus::{Batch, Bus, Delivery, Envelope, Subject, Verdict};
 use telemetry::metrics::PubsubMetrics;
 use tokio_util::sync::CancellationToken;
+use wire::messages::Pen;
 
-pub use plan::{Book, Outgoing, Refused};
+pub use plan::{Book, Messages, Outgoing, Refused};
 
 /// The bounds of an orchestrator's loop.
 #[derive(Clone, Copy, Debug)]
@@ -111,14 +112,18 @@ impl Parts {
     /// What a batch calls for, one frame a subject. What cannot be decided is parked alone.
     fn plan(&self, deliveries: &[Delivery], verdicts: &mut [Verdict]) -> Vec<Frame> {
         let mut frames: Vec<Frame> = Vec::new();
+        let mut pen = Pen::for_messages(2 * deliveries.len());
         for (place, delivery) in deliveries.iter().enumerate() {
-            match self.book.plan(delivery.envelope.body.clone()) {
+            match self.book.plan(delivery.envelope.body.clone(), &mut pen) {
                 Ok(messages) => {
                     for Outgoing { subject, envelope, may_be_lost } in messages {
                         let frame = match frames.iter_mut().find(|frame| frame.subject == subject) {
                             Some(frame) => frame,
                             None => {
-                                frames.push(Frame { subject, envelopes: Vec::new(), causes: Vec::new() });
+                                let room = deliveries.len() - place;
+                                let (envelopes, causes) =
+                                    (Vec::with_capacity(room), Vec::with_capacity(room));
+                                frames.push(Frame { subject, envelopes, causes });
                                 frames.last_mut().expect("a frame was pushed")
                             }
                         };

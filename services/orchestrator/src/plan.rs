@@ -3,7 +3,7 @@
 use bus::{Envelope, EnvelopeId, Subject};
 use bytes::Bytes;
 use saga::{Definition, Effects, Illegal, Phase, Standing, StepIndex};
-use wire::messages::{self, About, Carried, DecodeError, Recorded, Reply, Start, ToOrchestrator};
+use wire::messages::{About, Carried, DecodeError, Pen, Recorded, Reply, Start, ToOrchestrator};
 
 /// A message that an orchestrator cannot act upon, now or later.
 #[derive(Debug, thiserror::Error)]
@@ -41,9 +41,25 @@ pub struct Outgoing {
     pub may_be_lost: bool,
 }
 
-/// The messages to publish for one.
-type Messages = Vec<Outgoing>;
-type Drive = Box<dyn Fn(Carried, Option<Answered>) -> Result<Messages, Refused> + Send + Sync>;
+/// The messages that one message calls for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Messages {
+    /// To the one who started the saga.
+    pub report: Option<Outgoing>,
+    /// To the participant that is asked next.
+    pub command: Option<Outgoing>,
+}
+
+impl IntoIterator for Messages {
+    type Item = Outgoing;
+    type IntoIter = std::iter::Chain<std::option::IntoIter<Outgoing>, std::option::IntoIter<Outgoing>>;
+
+    fn into_iter(self) -> Self::IntoIter {
+        self.report.into_iter().chain(self.command)
+    }
+}
+
+type Drive = Box<dyn Fn(Carried, Option<Answered>, &mut Pen) -> Result<Messages, Refused> + Send + Sync>;
 
 /// A reply without the saga that it came with.
 struct Answered {
@@ -83,10 +99,10 @@ impl Book {
     ) -> Book {
         let (name, version) = (definition.name(), definition.version());
         assert!(
-            self.find(name, version).is_none(),
+            !self.0.iter().any(|known| known.name == name && known.version == version),
             "definition {name:?} version {version} is in the book twice"
         );
-        let drive = move |carried: Carried, answered: Option<Answered>| {
+        let drive = move |carried: Carried, answered: Option<Answered>, pen: &mut Pen| {
             let Carried { token, about } = carried;
             let saga = token.saga;
             let effects = match answered {
@@ -98,32 +114,30 @@ impl Book {
                         .map_err(|illegal| Refused::Illegal { saga, illegal })?
                 }
             };
-            Ok(messages(effects, &about, commands, progress))
+            Ok(messages(effects, &about, commands, progress, pen))
         };
         self.0.push(Known { name, version, drive: Box::new(drive) });
         self
     }
 
-    /// The messages that one message calls for.
+    /// The messages that one message calls for, written with this pen.
     ///
     /// # Errors
     /// [`Refused`] when nothing can ever be done about it.
-    pub fn plan(&self, body: Bytes) -> Result<Messages, Refused> {
+    pub fn plan(&self, body: Bytes, pen: &mut Pen) -> Result<Messages, Refused> {
         let (carried, answered) = match ToOrchestrator::decode(body)? {
             ToOrchestrator::Start(Start { carried }) => (carried, None),
             ToOrchestrator::Reply(Reply { carried, step, phase, recorded }) => {
                 (carried, Some(Answered { step, phase, recorded }))
             }
         };
-        let (name, version) = (carried.about.definition(), carried.about.version());
-        match self.find(name, version) {
-            Some(known) => (known.drive)(carried, answered),
-            None => Err(Refused::UnknownDefinition { name: name.to_owned(), version }),
+        match self.0.iter().find(|known| carried.about.is_of(known.name, known.version)) {
+            Some(known) => (known.drive)(carried, answered, pen),
+            None => Err(Refused::UnknownDefinition {
+                name: carried.about.definition().to_owned(),
+                version: carried.about.version(),
+            }),
         }
-    }
-
-    fn find(&self, name: &str, version: u32) -> Option<&Known> {
-        self.0.iter().find(|known| known.name == name && known.version == version)
     }
 }
 
@@ -133,22 +147,21 @@ fn messages<S: Copy>(
     about: &About,
     commands: fn(S) -> Subject,
     progress: Subject,
+    pen: &mut Pen,
 ) -> Messages {
     let Effects { token, ask, tell } = effects;
     let saga = token.saga;
     let place = u64::from(u8::try_from(token.path.len()).unwrap_or(u8::MAX)) | (token.mode as u64) << 8;
-    let mut outgoing = Vec::with_capacity(2);
-    if let Some(standing) = tell {
-        let body = messages::progress(&token, about);
+    let report = tell.map(|standing| {
+        let body = pen.progress(&token, about);
         let envelope = Envelope { id: EnvelopeId::of(saga, 2 << 40 | place), body };
-        let may_be_lost = standing == Standing::Open;
-        outgoing.push(Outgoing { subject: progress, envelope, may_be_lost });
-    }
-    if let Some(ask) = ask {
+        Outgoing { subject: progress, envelope, may_be_lost: standing == Standing::Open }
+    });
+    let command = ask.map(|ask| {
         let tag = 3 << 40 | u64::from(ask.index.0) << 32 | (ask.phase as u64) << 16 | place;
-        let body = messages::command(&token, about, ask.index, ask.phase);
+        let body = pen.command(&token, about, ask.index, ask.phase);
         let envelope = Envelope { id: EnvelopeId::of(saga, tag), body };
-        outgoing.push(Outgoing { subject: commands(ask.step), envelope, may_be_lost: false });
-    }
-    outgoing
+        Outgoing { subject: commands(ask.step), envelope, may_be_lost: false }
+    });
+    Messages { report, command }
 }

@@ -1,9 +1,8 @@
-//! What the tests of this crate share: a participant that counts, on a real database in a folder of its own.
+//! What the tests of this crate share: a participant that counts, in a table of a real database.
 #![allow(dead_code, unreachable_pub, reason = "each test file uses its part of this module")]
 #![allow(clippy::unwrap_used, reason = "what fails here fails the test")]
 
 use std::collections::{HashMap, VecDeque};
-use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
 use bytes::Bytes;
@@ -18,9 +17,10 @@ pub const MIGRATIONS: &[Migration] = &[
     Migration {
         number: 1,
         name: "effect",
-        sql: "CREATE TABLE effect (saga INTEGER NOT NULL, step INTEGER NOT NULL, undo INTEGER NOT NULL) STRICT;",
+        sqlite: "CREATE TABLE effect (saga INTEGER NOT NULL, step INTEGER NOT NULL, undone INTEGER NOT NULL) STRICT;",
+        mysql: "CREATE TABLE IF NOT EXISTS effect (saga BIGINT NOT NULL, step INT NOT NULL, undone INT NOT NULL);",
     },
-    Migration { number: 2, name: "barrier", sql: barrier::SQLITE_TABLE },
+    barrier::migration(2),
 ];
 
 /// What a command's input asks of the participant.
@@ -55,15 +55,24 @@ impl Input {
 struct NoSuchInput;
 
 /// Counts its effects in a table, in the transaction that it is given.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Default)]
 pub struct Counting {
     /// What the next calls end with, after they had their effects: an error, or nothing unusual.
     failures: Arc<Mutex<VecDeque<Option<Error>>>>,
+    /// What the next call of `act` does once it has had its effects.
+    pause: Arc<Mutex<Option<Pause>>>,
 }
+
+type Pause = Box<dyn FnOnce() + Send>;
 
 impl Counting {
     pub fn fail_with(&self, failures: impl IntoIterator<Item = Option<Error>>) {
         self.failures.lock().unwrap().extend(failures);
+    }
+
+    /// The next call of `act` has its effects, and then waits until this returns.
+    pub fn wait_once_in_act(&self, pause: Pause) {
+        *self.pause.lock().unwrap() = Some(pause);
     }
 
     /// How many of the failures are still to come.
@@ -78,7 +87,7 @@ impl Counting {
 
 fn count(tx: &mut Tx<'_>, work: &Work<'_, Input>, undo: bool) -> Result<(), Error> {
     let values = [Value::from(work.saga), Value::from(work.step.0), Value::from(undo)];
-    tx.execute("INSERT INTO effect (saga, step, undo) VALUES (?, ?, ?)", &values).map(drop)
+    tx.execute("INSERT INTO effect (saga, step, undone) VALUES (?, ?, ?)", &values).map(drop)
 }
 
 impl Participant for Counting {
@@ -107,11 +116,14 @@ impl Participant for Counting {
                 Input::Refuse => Outcome::Rejected("no".to_owned()),
                 Input::Later => Outcome::Retry("not now".to_owned()),
                 Input::Bug => {
-                    tx.execute("INSERT INTO effect (saga, step, undo) VALUES (NULL, NULL, NULL)", &[])?;
+                    tx.execute("INSERT INTO effect (saga, step, undone) VALUES (NULL, NULL, NULL)", &[])?;
                     unreachable!("a column is NOT NULL")
                 }
                 Input::Panic => panic!("a participant panics, as the test wants it"),
             });
+        }
+        if let Some(pause) = self.pause.lock().unwrap().take() {
+            pause();
         }
         self.fail()?;
         Ok(outcomes)
@@ -123,29 +135,6 @@ impl Participant for Counting {
         }
         self.fail()?;
         Ok(vec![Undone::Done; work.len()])
-    }
-}
-
-/// A folder that is gone with its test.
-pub struct Folder(PathBuf);
-
-impl Folder {
-    pub fn new(test: &str) -> Folder {
-        let name = format!("participant-{test}-{}", std::process::id());
-        let path = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
-        let _ = std::fs::remove_dir_all(&path);
-        std::fs::create_dir_all(&path).unwrap();
-        Folder(path)
-    }
-
-    pub fn open(&self) -> Db {
-        Db::open(db::Settings::new(self.0.join("test.db"), "test"), MIGRATIONS).unwrap()
-    }
-}
-
-impl Drop for Folder {
-    fn drop(&mut self) {
-        let _ = std::fs::remove_dir_all(&self.0);
     }
 }
 
@@ -182,7 +171,7 @@ pub async fn effects(db: &Db) -> HashMap<(u64, u8), Effects> {
     let rows: Result<Vec<(u64, u8, bool)>, Error> = db
         .read(|tx| {
             let row = |row: &db::Row<'_>| Ok((row.get(0)?, row.get(1)?, row.get(2)?));
-            tx.query("SELECT saga, step, undo FROM effect", &[], row)
+            tx.query("SELECT saga, step, undone FROM effect", &[], row)
         })
         .await;
     let mut all: HashMap<(u64, u8), Effects> = HashMap::new();

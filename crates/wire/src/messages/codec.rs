@@ -7,10 +7,8 @@
 
 use std::ops::Range;
 
-use bytes::{Buf, Bytes};
-use prost::encoding::{
-    DecodeContext, WireType, decode_varint, encode_key, encode_varint, encoded_len_varint, skip_field,
-};
+use bytes::{Buf, BufMut, Bytes, BytesMut};
+use prost::encoding::{DecodeContext, WireType, decode_varint, encoded_len_varint, skip_field};
 use saga::{Entry, Mode, Outcome, Path, Phase, Reason, StepIndex, Token};
 
 use super::{
@@ -59,11 +57,15 @@ mod recorded {
 /// The entries of a path that is kept by itself.
 const PATH_ENTRIES: u32 = 1;
 
-/// What a message takes beside its path, its recorded reply and what the saga is about, in bytes, at most: a key and a
-/// varint for each number.
+/// What the numbers of a message take, beside those of its path, in bytes, at most: a key and a varint for each.
 const NUMBERS_BYTES: usize = 64;
 /// What an entry takes beside its text, in bytes, at most.
-const ENTRY_BYTES: usize = 32;
+const ENTRY_BYTES: usize = 40;
+/// What a message of an ordinary saga takes, in bytes.
+const MESSAGE_BYTES: usize = 320;
+/// What messages share a buffer of at most, in bytes, unless one of them is larger: as long as one of them is kept, the whole
+/// buffer is.
+const BUFFER_BYTES: usize = 16 * 1024;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Kind {
@@ -74,102 +76,166 @@ enum Kind {
     Purge = 5,
 }
 
-/// The encoded [`Start`].
-pub fn start(token: &Token, about: &About) -> Bytes {
-    let mut out = begin(Kind::Start, token, about, 0);
-    put_bytes(&mut out, field::ABOUT, &about.encoded);
-    out.into()
-}
+/// Writes messages that leave together: they share buffers, because a buffer for each would cost more than what is in it.
+#[derive(Debug)]
+pub struct Pen(BytesMut);
 
-/// The encoded [`Command`].
-pub fn command(token: &Token, about: &About, step: StepIndex, phase: Phase) -> Bytes {
-    let mut out = begin(Kind::Command, token, about, 0);
-    put_question(&mut out, step, phase);
-    put_bytes(&mut out, field::ABOUT, &about.encoded);
-    out.into()
-}
+impl Pen {
+    /// For about so many messages.
+    pub fn for_messages(count: usize) -> Pen {
+        Pen(BytesMut::with_capacity(count.saturating_mul(MESSAGE_BYTES).min(BUFFER_BYTES)))
+    }
 
-/// The encoded [`Reply`].
-pub fn reply(token: &Token, about: &About, step: StepIndex, phase: Phase, recorded: &[u8]) -> Bytes {
-    let mut out = begin(Kind::Reply, token, about, recorded.len());
-    put_question(&mut out, step, phase);
-    put_bytes(&mut out, field::RECORDED, recorded);
-    put_bytes(&mut out, field::ABOUT, &about.encoded);
-    out.into()
-}
+    /// The encoded [`Start`].
+    pub fn start(&mut self, token: &Token, about: &About) -> Bytes {
+        let out = self.begin(Kind::Start, token, about, 0);
+        put_bytes(out, field::ABOUT, &about.encoded);
+        self.end()
+    }
 
-/// The encoded [`Progress`].
-pub fn progress(token: &Token, about: &About) -> Bytes {
-    let mut out = begin(Kind::Progress, token, about, 0);
-    put_bytes(&mut out, field::ABOUT, &about.encoded);
-    out.into()
+    /// The encoded [`Command`].
+    pub fn command(&mut self, token: &Token, about: &About, step: StepIndex, phase: Phase) -> Bytes {
+        let out = self.begin(Kind::Command, token, about, 0);
+        put_question(out, step, phase);
+        put_bytes(out, field::ABOUT, &about.encoded);
+        self.end()
+    }
+
+    /// The encoded [`Reply`].
+    pub fn reply(
+        &mut self,
+        token: &Token,
+        about: &About,
+        step: StepIndex,
+        phase: Phase,
+        recorded: &[u8],
+    ) -> Bytes {
+        let out = self.begin(Kind::Reply, token, about, recorded.len());
+        put_question(out, step, phase);
+        put_bytes(out, field::RECORDED, recorded);
+        put_bytes(out, field::ABOUT, &about.encoded);
+        self.end()
+    }
+
+    /// The encoded [`Progress`].
+    pub fn progress(&mut self, token: &Token, about: &About) -> Bytes {
+        let out = self.begin(Kind::Progress, token, about, 0);
+        put_bytes(out, field::ABOUT, &about.encoded);
+        self.end()
+    }
+
+    fn begin(&mut self, kind: Kind, token: &Token, about: &About, more_bytes: usize) -> &mut BytesMut {
+        let entries = token.path.entries();
+        let path_bytes: usize = entries.iter().map(|entry| ENTRY_BYTES + text(&entry.outcome).len()).sum();
+        let bytes = NUMBERS_BYTES + path_bytes + about.encoded.len() + more_bytes;
+        let Pen(out) = self;
+        if out.capacity() < bytes {
+            *out = BytesMut::with_capacity(bytes.max(BUFFER_BYTES));
+        }
+        let mut numbers = Numbers::new();
+        numbers.put(field::FORMAT, FORMAT.into());
+        numbers.put(field::KIND, kind as u64);
+        numbers.put(field::SAGA, token.saga);
+        numbers.put(field::MODE, mode_number(token.mode));
+        out.put_slice(numbers.bytes());
+        entries.iter().for_each(|entry| put_entry(out, field::PATH, entry));
+        out
+    }
+
+    fn end(&mut self) -> Bytes {
+        self.0.split().freeze()
+    }
 }
 
 /// The encoded [`Purge`].
 pub fn purge(below: u64) -> Bytes {
-    let mut out = Vec::with_capacity(NUMBERS_BYTES);
-    put_number(&mut out, field::FORMAT, FORMAT.into());
-    put_number(&mut out, field::KIND, Kind::Purge as u64);
-    put_number(&mut out, field::BELOW, below);
-    out.into()
+    let mut numbers = Numbers::new();
+    numbers.put(field::FORMAT, FORMAT.into());
+    numbers.put(field::KIND, Kind::Purge as u64);
+    numbers.put(field::BELOW, below);
+    Bytes::copy_from_slice(numbers.bytes())
 }
 
-fn begin(kind: Kind, token: &Token, about: &About, more_bytes: usize) -> Vec<u8> {
-    let entries = token.path.entries();
-    let path_bytes: usize = entries.iter().map(|entry| ENTRY_BYTES + text(&entry.outcome).len()).sum();
-    let mut out = Vec::with_capacity(NUMBERS_BYTES + path_bytes + about.encoded.len() + more_bytes);
-    put_number(&mut out, field::FORMAT, FORMAT.into());
-    put_number(&mut out, field::KIND, kind as u64);
-    put_number(&mut out, field::SAGA, token.saga);
-    put_number(&mut out, field::MODE, mode_number(token.mode));
-    entries.iter().for_each(|entry| put_entry(&mut out, field::PATH, entry));
-    out
+fn put_question(out: &mut impl BufMut, step: StepIndex, phase: Phase) {
+    let mut numbers = Numbers::new();
+    numbers.put(field::STEP, step.0.into());
+    numbers.put(field::PHASE, phase_number(phase));
+    out.put_slice(numbers.bytes());
 }
 
-fn put_question(out: &mut Vec<u8>, step: StepIndex, phase: Phase) {
-    put_number(out, field::STEP, step.0.into());
-    put_number(out, field::PHASE, phase_number(phase));
-}
-
-fn put_entry(out: &mut Vec<u8>, tag: u32, entry: &Entry) {
+fn put_entry(out: &mut impl BufMut, tag: u32, entry: &Entry) {
     let (step, outcome, text) =
         (u64::from(entry.step.0), outcome_number(&entry.outcome), text(&entry.outcome));
     let bytes = number_len(step) + number_len(outcome) + bytes_len(text) + number_len(entry.at);
-    encode_key(tag, WireType::LengthDelimited, out);
-    encode_varint(bytes as u64, out);
-    put_number(out, entry::STEP, step);
-    put_number(out, entry::OUTCOME, outcome);
-    put_bytes(out, entry::TEXT, text);
-    put_number(out, entry::AT, entry.at);
-}
-
-/// proto3 leaves a number out that is 0.
-fn put_number(out: &mut Vec<u8>, tag: u32, number: u64) {
-    if number != 0 {
-        encode_key(tag, WireType::Varint, out);
-        put_varint(out, number);
+    let mut numbers = Numbers::new();
+    numbers.key(tag, WireType::LengthDelimited);
+    numbers.varint(bytes as u64);
+    numbers.put(entry::STEP, step);
+    numbers.put(entry::OUTCOME, outcome);
+    if !text.is_empty() {
+        out.put_slice(numbers.bytes());
+        put_bytes(out, entry::TEXT, text);
+        numbers = Numbers::new();
     }
-}
-
-/// Into a buffer of its own first: a vector grows, and looks whether it has to, once.
-fn put_varint(out: &mut Vec<u8>, number: u64) {
-    let mut bytes = [0; 10];
-    let mut rest = &mut bytes[..];
-    encode_varint(number, &mut rest);
-    let length = 10 - rest.len();
-    out.extend_from_slice(&bytes[..length]);
+    numbers.put(entry::AT, entry.at);
+    out.put_slice(numbers.bytes());
 }
 
 /// proto3 leaves bytes out that are empty.
-fn put_bytes(out: &mut Vec<u8>, tag: u32, bytes: &[u8]) {
+fn put_bytes(out: &mut impl BufMut, tag: u32, bytes: &[u8]) {
     if !bytes.is_empty() {
-        encode_key(tag, WireType::LengthDelimited, out);
-        encode_varint(bytes.len() as u64, out);
-        out.extend_from_slice(bytes);
+        let mut numbers = Numbers::new();
+        numbers.key(tag, WireType::LengthDelimited);
+        numbers.varint(bytes.len() as u64);
+        out.put_slice(numbers.bytes());
+        out.put_slice(bytes);
     }
 }
 
-/// Of a field whose tag is below 16: its key is one byte.
+/// Numbers that are written one after the other: gathered here, so that the buffer grows, and looks whether it has to, once.
+struct Numbers {
+    bytes: [u8; NUMBERS_BYTES],
+    length: usize,
+}
+
+impl Numbers {
+    fn new() -> Numbers {
+        Numbers { bytes: [0; NUMBERS_BYTES], length: 0 }
+    }
+
+    fn bytes(&self) -> &[u8] {
+        &self.bytes[..self.length]
+    }
+
+    /// proto3 leaves a number out that is 0.
+    fn put(&mut self, tag: u32, number: u64) {
+        if number != 0 {
+            self.key(tag, WireType::Varint);
+            self.varint(number);
+        }
+    }
+
+    /// Of a field whose tag is below 16: its key is one byte.
+    fn key(&mut self, tag: u32, wire_type: WireType) {
+        debug_assert!(tag < 16);
+        self.push((tag << 3) as u8 | wire_type as u8);
+    }
+
+    fn varint(&mut self, mut number: u64) {
+        while number >= 0x80 {
+            self.push(number as u8 | 0x80);
+            number >>= 7;
+        }
+        self.push(number as u8);
+    }
+
+    fn push(&mut self, byte: u8) {
+        self.bytes[self.length] = byte;
+        self.length += 1;
+    }
+}
+
+/// Of a field whose tag is below 16.
 fn number_len(number: u64) -> usize {
     if number == 0 { 0 } else { 1 + encoded_len_varint(number) }
 }
@@ -180,14 +246,26 @@ fn bytes_len(bytes: &[u8]) -> usize {
 
 impl About {
     /// What a new saga is about.
+    ///
+    /// # Panics
+    /// When the definition's name is not ASCII.
     pub fn new(definition: &str, version: u32, started_at: u64, input: &[u8], trace: &[u8]) -> About {
-        let mut out = Vec::with_capacity(NUMBERS_BYTES + definition.len() + input.len() + trace.len());
-        put_bytes(&mut out, about::DEFINITION, definition.as_bytes());
-        put_number(&mut out, about::VERSION, version.into());
-        put_number(&mut out, about::STARTED_AT, started_at);
-        put_bytes(&mut out, about::INPUT, input);
-        put_bytes(&mut out, about::TRACE, trace);
-        About::decode(out.into()).expect("it was written just above")
+        assert!(definition.is_ascii(), "a definition is named {definition:?}");
+        let texts = [definition.as_bytes(), input, trace];
+        let (version_number, texts_len) = (version.into(), texts.into_iter().map(bytes_len).sum::<usize>());
+        let mut out = Vec::with_capacity(number_len(version_number) + number_len(started_at) + texts_len);
+        let put = |tag, text: &[u8], out: &mut Vec<u8>| {
+            put_bytes(out, tag, text);
+            if text.is_empty() { 0..0 } else { out.len() - text.len()..out.len() }
+        };
+        let definition = put(about::DEFINITION, definition.as_bytes(), &mut out);
+        let mut numbers = Numbers::new();
+        numbers.put(about::VERSION, version_number);
+        numbers.put(about::STARTED_AT, started_at);
+        out.put_slice(numbers.bytes());
+        let input = put(about::INPUT, input, &mut out);
+        let trace = put(about::TRACE, trace, &mut out);
+        About { encoded: out.into(), definition, version, started_at, input, trace }
     }
 
     fn decode(encoded: Bytes) -> Result<About, prost::DecodeError> {
@@ -223,11 +301,18 @@ impl About {
 impl Recorded {
     /// The bytes to keep.
     pub fn encode(&self) -> Bytes {
-        let text = text(&self.outcome);
-        let mut out = Vec::with_capacity(ENTRY_BYTES + text.len());
-        put_number(&mut out, recorded::OUTCOME, outcome_number(&self.outcome));
-        put_bytes(&mut out, recorded::TEXT, text);
-        put_number(&mut out, recorded::AT, self.at);
+        let (outcome, text) = (outcome_number(&self.outcome), text(&self.outcome));
+        // Exactly: `Bytes` of a vector with room to spare are one more allocation.
+        let mut out = Vec::with_capacity(number_len(outcome) + bytes_len(text) + number_len(self.at));
+        let mut numbers = Numbers::new();
+        numbers.put(recorded::OUTCOME, outcome);
+        if !text.is_empty() {
+            out.put_slice(numbers.bytes());
+            put_bytes(&mut out, recorded::TEXT, text);
+            numbers = Numbers::new();
+        }
+        numbers.put(recorded::AT, self.at);
+        out.put_slice(numbers.bytes());
         out.into()
     }
 
