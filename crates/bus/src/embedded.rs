@@ -65,31 +65,13 @@ impl Embedded {
             return Ok(());
         }
         let queue = self.queue(subject);
-        match self.oversize(subject, &frame) {
+        match self.0.limits.oversize(subject, &frame) {
             None => queue.publish(frame),
             Some(refusal) => {
                 queue.state().stats.refused += frame.len() as u64;
                 Err(refusal)
             }
         }
-    }
-
-    fn oversize(&self, subject: Subject, frame: &[Envelope]) -> Option<PublishError> {
-        let Limits { frame_envelopes, body_bytes, .. } = self.0.limits;
-        if frame.len() > frame_envelopes {
-            return Some(PublishError::FrameTooLarge {
-                subject,
-                envelopes: frame.len(),
-                limit_envelopes: frame_envelopes,
-            });
-        }
-        let envelope = frame.iter().find(|envelope| envelope.body.len() > body_bytes)?;
-        Some(PublishError::EnvelopeTooLarge {
-            subject,
-            id: envelope.id,
-            bytes: envelope.body.len(),
-            limit_bytes: body_bytes,
-        })
     }
 
     pub(crate) fn subscribe(&self, subject: Subject) -> Consumer {
@@ -425,27 +407,6 @@ impl State {
         self.delayed = BinaryHeap::new();
         self.in_hand = 0;
         self.epoch += 1;
-    }
-}
-
-impl Delivery {
-    fn again(self) -> Self {
-        Self { count: self.count.saturating_add(1), ..self }
-    }
-}
-
-impl Stats {
-    fn plus(self, other: Stats) -> Stats {
-        Stats {
-            published: self.published + other.published,
-            refused: self.refused + other.refused,
-            delivered: self.delivered + other.delivered,
-            redelivered: self.redelivered + other.redelivered,
-            acked: self.acked + other.acked,
-            parked: self.parked + other.parked,
-            letters_dropped: self.letters_dropped + other.letters_dropped,
-            forgotten: self.forgotten + other.forgotten,
-        }
     }
 }
 

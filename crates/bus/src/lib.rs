@@ -6,12 +6,14 @@
 //!
 //! # The delivery contract
 //!
-//! Every backend keeps it; `tests/contract.rs` holds a test for each clause.
+//! Every backend keeps it; `tests/contract` holds a test for each clause and runs it against each backend.
 //!
 //! 1. **Publishing.** [`Bus::publish`] returns once the bus has taken the frame. A frame is taken whole or
-//!    refused whole: a refused one left nothing behind. Publishing never waits for room. Services publish in
-//!    circles (a command one way, its reply the other), so two that wait for room in each other's queue would
-//!    wait for ever; a refusal instead travels back to whoever can still say no, in the end to the customer.
+//!    refused whole: a refused one left nothing behind. The one exception is [`PublishError::Unconfirmed`]: between a process and a
+//!    server an answer can get lost, and then nobody here knows whether all of it was taken, a part, or nothing. Publishing never waits
+//!    for room. Services publish in circles (a command one way, its reply the other), so two that wait for room in each other's
+//!    queue would wait for ever; a refusal instead travels back to whoever can still say no, in the end to the customer. Nor does it
+//!    wait for servers that are away: it ends within a bounded time.
 //! 2. **At least once.** While the bus lives, every envelope taken is delivered until a verdict of
 //!    [`Verdict::Ack`] or [`Verdict::Park`] ends it. It may come again after the effects of an earlier
 //!    delivery are done, and a backend that cannot see its consumers die may deliver it to a second one while
@@ -37,12 +39,33 @@
 //!     whoever publishes can publish again from its own database, and does so until it sees the outcome.
 //!     Hence the embedded bus writes nothing to disk, and no backend's durability is relied upon.
 //!
+//! # What the embedded bus promises beyond that, and NATS cannot
+//!
+//! Servers know frames, not envelopes; each process knows only what it did itself; between a decision and its effect lies a
+//! network; and a process may die alone. Hence, on NATS:
+//!
+//! - To 2 and 4: an envelope may come again after its acknowledgement succeeded, if the acknowledgement is lost on its way, if its
+//!   process dies before all of its frame has ended, or if the queue has no room for a frame in which a neighbour that is retried could
+//!   leave. On the embedded bus it never does.
+//! - To 5: what a process held when it died comes again after [`nats::Settings::ack_wait`]. What waited there for a consumer that
+//!   takes nothing goes to another after that time, too. A retried envelope comes before its delay is over if the process that is to
+//!   put it off dies right then, and `ack_wait` is shorter.
+//! - To 6: the count is that of the servers, who count deliveries to processes, and what this process delivered beside that. So it may
+//!   jump, and where a process dies it may fall behind. It is good for deciding when to give up, not for counting.
+//! - To 7: the letters are those of all processes. [`Stats::letters_dropped`] counts those for which a letter of this one came.
+//! - To 8: the bound counts frames, each of them for one however many envelopes it has, and [`nats::Settings::queue_bytes`]. So a queue
+//!   takes at least [`Limits::queue_envelopes`] that come one by one, and more that come together.
+//! - To 9: the queues live on for others. What waited in this process goes back to them at once.
+//! - [`Bus::stats`] tells of this process alone, and [`Bus::depth`] of frames, of which some that count as in hand are delayed.
+//!
 //! # What never happens
 //!
-//! An envelope is never delivered after an acknowledgement that succeeded. A consumer that asks for a batch never
-//! sleeps while an envelope is ready ([`Pace`] says when it had better not ask yet). No queue, list or frame grows past its limit.
+//! A consumer that asks for a batch never sleeps while an envelope is ready, or while it is in this process where there are
+//! several ([`Pace`] says when it had better not ask yet). No queue, list or frame grows past its limit. What is settled of a stream that
+//! the servers have lost never ends anything of the one that took its place.
 
 mod embedded;
+pub mod nats;
 mod pace;
 
 use std::fmt;
@@ -51,6 +74,7 @@ use std::time::Duration;
 use bytes::Bytes;
 
 pub use embedded::Embedded;
+pub use nats::Nats;
 pub use pace::Pace;
 
 /// The longest delay of [`Verdict::Retry`]; a longer one is cut to it.
@@ -106,11 +130,11 @@ pub struct Envelope {
     pub body: Bytes,
 }
 
-/// The bounds of a bus. Each queue's bodies stay below `queue_envelopes * body_bytes`, the dead letters'
-/// below `parked_letters * body_bytes`.
+/// The bounds of a bus. In memory, each queue's bodies stay below `queue_envelopes * body_bytes`, the dead letters'
+/// below `parked_letters * body_bytes`; on NATS, both below [`nats::Settings::queue_bytes`].
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Limits {
-    /// Envelopes that one subject's queue holds at most: ready, delayed and in hand.
+    /// Envelopes that one subject's queue holds at most: ready, delayed and in hand. On NATS that many frames.
     pub queue_envelopes: usize,
     /// Envelopes in one published frame at most.
     pub frame_envelopes: usize,
@@ -127,11 +151,33 @@ impl Default for Limits {
     }
 }
 
+impl Limits {
+    /// Why a frame would always be refused, if it would.
+    pub(crate) fn oversize(&self, subject: Subject, frame: &[Envelope]) -> Option<PublishError> {
+        if frame.len() > self.frame_envelopes {
+            return Some(PublishError::FrameTooLarge {
+                subject,
+                envelopes: frame.len(),
+                limit_envelopes: self.frame_envelopes,
+            });
+        }
+        let envelope = frame.iter().find(|envelope| envelope.body.len() > self.body_bytes)?;
+        Some(PublishError::EnvelopeTooLarge {
+            subject,
+            id: envelope.id,
+            bytes: envelope.body.len(),
+            limit_bytes: self.body_bytes,
+        })
+    }
+}
+
 /// A bus; cloning gives another handle to the same one. The set of backends is closed.
 #[derive(Clone, Debug)]
 pub enum Bus {
     /// Queues in this process's memory.
     Embedded(Embedded),
+    /// Queues on NATS JetStream.
+    Nats(Nats),
 }
 
 impl Bus {
@@ -143,10 +189,24 @@ impl Bus {
         Bus::Embedded(Embedded::new(limits))
     }
 
+    /// A bus on NATS JetStream. `subjects` is the closed list of the queues it has: each gets a stream and a consumer,
+    /// made or checked before this returns. Naming any other subject later is a bug, and panics.
+    ///
+    /// # Errors
+    /// When the servers are not reached within [`nats::Settings::start_timeout`], or have streams of these names that cannot be used.
+    pub async fn nats(
+        settings: nats::Settings,
+        limits: Limits,
+        subjects: &[Subject],
+    ) -> Result<Bus, nats::StartError> {
+        Nats::start(settings, limits, subjects).await.map(Bus::Nats)
+    }
+
     /// The bounds this bus keeps, for publishers that cut their output into frames.
     pub fn limits(&self) -> Limits {
         match self {
             Bus::Embedded(bus) => bus.limits(),
+            Bus::Nats(bus) => bus.limits(),
         }
     }
 
@@ -154,11 +214,12 @@ impl Bus {
     /// taken and is nothing.
     ///
     /// # Errors
-    /// When the frame is refused; then no part of it was taken. See [`PublishError`] for what may be tried
-    /// again.
+    /// When the frame is refused; then no part of it was taken. Or when the bus did not say whether it took it:
+    /// [`PublishError::Unconfirmed`]. See [`PublishError`] for what may be tried again.
     pub async fn publish(&self, subject: Subject, frame: Vec<Envelope>) -> Result<(), PublishError> {
         match self {
             Bus::Embedded(bus) => bus.publish(subject, frame),
+            Bus::Nats(bus) => bus.publish(subject, frame).await,
         }
     }
 
@@ -166,51 +227,77 @@ impl Bus {
     /// on, so what was published before the first subscription waits for it.
     pub fn subscribe(&self, subject: Subject) -> Consumer {
         match self {
-            Bus::Embedded(bus) => Consumer(bus.subscribe(subject)),
+            Bus::Embedded(bus) => Consumer(Backend::Embedded(bus.subscribe(subject))),
+            Bus::Nats(bus) => Consumer(Backend::Nats(bus.subscribe(subject))),
         }
     }
 
     /// The dead letters, oldest first.
-    pub fn parked(&self) -> Vec<Parked> {
+    ///
+    /// # Errors
+    /// When the servers did not answer. The embedded bus always does.
+    pub async fn parked(&self) -> Result<Vec<Parked>, Unavailable> {
         match self {
-            Bus::Embedded(bus) => bus.parked(),
+            Bus::Embedded(bus) => Ok(bus.parked()),
+            Bus::Nats(bus) => bus.parked().await,
         }
     }
 
     /// How much one subject's queue holds now.
-    pub fn depth(&self, subject: Subject) -> Depth {
+    ///
+    /// # Errors
+    /// When the servers did not answer. The embedded bus always does.
+    pub async fn depth(&self, subject: Subject) -> Result<Depth, Unavailable> {
         match self {
-            Bus::Embedded(bus) => bus.depth(subject),
+            Bus::Embedded(bus) => Ok(bus.depth(subject)),
+            Bus::Nats(bus) => bus.depth(subject).await,
         }
     }
 
-    /// What has happened on this bus since it was made, over all subjects.
+    /// What has happened through this handle and its clones since it was made, over all subjects.
     pub fn stats(&self) -> Stats {
         match self {
             Bus::Embedded(bus) => bus.stats(),
+            Bus::Nats(bus) => bus.stats(),
         }
     }
 
-    /// Forgets everything in one instant, as a bus that died would: what is ready, delayed and in hand, and
-    /// the dead letters. The bus then goes on, empty. Batches in hand settle into nothing:
-    /// [`SettleError::Forgotten`]. The counters go on. For tests of clause 10.
-    pub fn clear(&self) {
+    /// Forgets everything, as a bus that died would: what is ready, delayed and in hand, and the dead letters. The bus
+    /// then goes on, empty. Batches in hand settle into nothing: [`SettleError::Forgotten`]. The counters go on. For tests of
+    /// clause 10. The embedded bus does it in one instant.
+    ///
+    /// # Errors
+    /// When the servers did not answer: it may have happened to a part. The embedded bus always does it.
+    pub async fn clear(&self) -> Result<(), Unavailable> {
         match self {
-            Bus::Embedded(bus) => bus.clear(),
+            Bus::Embedded(bus) => {
+                bus.clear();
+                Ok(())
+            }
+            Bus::Nats(bus) => bus.clear().await,
         }
     }
 
-    /// Ends the bus, see clause 9. Closing again does nothing.
-    pub fn close(&self) {
+    /// Ends the bus, see clause 9. Closing again does nothing. Call it when a process stops: what it holds on NATS and has
+    /// not begun is then free for others at once.
+    pub async fn close(&self) {
         match self {
             Bus::Embedded(bus) => bus.close(),
+            Bus::Nats(bus) => bus.close().await,
         }
     }
 }
 
 /// One of the competing consumers of a subject.
 #[derive(Debug)]
-pub struct Consumer(embedded::Consumer);
+pub struct Consumer(Backend);
+
+/// Which bus a consumer is of.
+#[derive(Debug)]
+enum Backend {
+    Embedded(embedded::Consumer),
+    Nats(nats::Consumer),
+}
 
 impl Consumer {
     /// Takes what is waiting, at most `max_envelopes`; waits only while there is nothing. Dropping the future
@@ -223,7 +310,12 @@ impl Consumer {
     /// When `max_envelopes` is 0.
     pub async fn next(&mut self, max_envelopes: usize) -> Result<Batch, Closed> {
         assert!(max_envelopes > 0, "a batch of at most 0 envelopes was asked for");
-        self.0.next(max_envelopes).await.map(Batch)
+        match &mut self.0 {
+            Backend::Embedded(consumer) => {
+                consumer.next(max_envelopes).await.map(|hand| Batch(Hand::Embedded(hand)))
+            }
+            Backend::Nats(consumer) => consumer.next(max_envelopes).await.map(|hand| Batch(Hand::Nats(hand))),
+        }
     }
 }
 
@@ -231,12 +323,21 @@ impl Consumer {
 /// it back at once.
 #[derive(Debug)]
 #[must_use = "a batch that is dropped comes again"]
-pub struct Batch(embedded::Hand);
+pub struct Batch(Hand);
+
+#[derive(Debug)]
+enum Hand {
+    Embedded(embedded::Hand),
+    Nats(nats::Hand),
+}
 
 impl Batch {
     /// What was delivered. The verdicts of [`Batch::settle`] go by this order.
     pub fn deliveries(&self) -> &[Delivery] {
-        self.0.deliveries()
+        match &self.0 {
+            Hand::Embedded(hand) => hand.deliveries(),
+            Hand::Nats(hand) => hand.deliveries(),
+        }
     }
 
     /// Ends the batch with one verdict per delivery, in the order of [`Batch::deliveries`].
@@ -249,7 +350,10 @@ impl Batch {
     /// When there is not exactly one verdict per delivery: a bug in the caller. The batch comes again.
     pub async fn settle(self, verdicts: Vec<Verdict>) -> Result<(), SettleError> {
         assert_eq!(verdicts.len(), self.deliveries().len(), "one verdict is due per delivery");
-        self.0.settle(verdicts)
+        match self.0 {
+            Hand::Embedded(hand) => hand.settle(verdicts),
+            Hand::Nats(hand) => hand.settle(verdicts).await,
+        }
     }
 
     /// [`Batch::settle`] with [`Verdict::Ack`] for each.
@@ -257,7 +361,10 @@ impl Batch {
     /// # Errors
     /// As [`Batch::settle`].
     pub async fn ack_all(self) -> Result<(), SettleError> {
-        self.0.ack_all()
+        match self.0 {
+            Hand::Embedded(hand) => hand.ack_all(),
+            Hand::Nats(hand) => hand.ack_all().await,
+        }
     }
 }
 
@@ -268,6 +375,13 @@ pub struct Delivery {
     pub envelope: Envelope,
     /// Which delivery of this envelope it is; the first is 1.
     pub count: u32,
+}
+
+impl Delivery {
+    /// The next delivery of the same envelope.
+    pub(crate) fn again(self) -> Self {
+        Self { count: self.count.saturating_add(1), ..self }
+    }
 }
 
 /// What becomes of a delivered envelope.
@@ -300,14 +414,14 @@ pub struct Parked {
     pub reason: String,
 }
 
-/// What one queue holds, in envelopes. The sum is what [`Limits::queue_envelopes`] bounds.
+/// What one queue holds, in envelopes; on NATS in frames, over all processes. The sum is what [`Limits::queue_envelopes`] bounds.
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
 pub struct Depth {
     /// Waiting for a consumer, among them retried ones whose delay has passed.
     pub ready: usize,
-    /// Waiting for their retry delay to pass.
+    /// Waiting for their retry delay to pass. NATS counts them among those in hand.
     pub delayed: usize,
-    /// Delivered and not yet settled.
+    /// Delivered and not yet settled; on NATS, delivered to a process.
     pub in_hand: usize,
 }
 
@@ -318,8 +432,8 @@ impl Depth {
     }
 }
 
-/// Counters of a bus since it was made, in envelopes unless said otherwise. At any instant
-/// `published = acked + parked + forgotten` + what the queues hold.
+/// Counters of a bus in this process since it was made, in envelopes unless said otherwise. At any instant
+/// `published = acked + parked + forgotten` + what the queues hold, on the embedded bus.
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
 pub struct Stats {
     /// Taken from publishers.
@@ -340,11 +454,26 @@ pub struct Stats {
     pub forgotten: u64,
 }
 
-/// Why a frame was refused. No part of it was taken.
+impl Stats {
+    pub(crate) fn plus(self, other: Stats) -> Stats {
+        Stats {
+            published: self.published + other.published,
+            refused: self.refused + other.refused,
+            delivered: self.delivered + other.delivered,
+            redelivered: self.redelivered + other.redelivered,
+            acked: self.acked + other.acked,
+            parked: self.parked + other.parked,
+            letters_dropped: self.letters_dropped + other.letters_dropped,
+            forgotten: self.forgotten + other.forgotten,
+        }
+    }
+}
+
+/// Why a frame was not taken. But for [`PublishError::Unconfirmed`], no part of it was.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
 pub enum PublishError {
     /// There is not room for the whole frame now. It may be tried again later.
-    #[error("the queue {subject} has no room for the frame (it holds {capacity_envelopes} envelopes)")]
+    #[error("the queue {subject} has no room for the frame (it is made for {capacity_envelopes} envelopes)")]
     Full {
         /// The queue.
         subject: Subject,
@@ -373,9 +502,39 @@ pub enum PublishError {
         /// [`Limits::body_bytes`].
         limit_bytes: usize,
     },
+    /// The servers are not reached: nothing was taken. It may be tried again later.
+    #[error("the queue {subject} is out of reach")]
+    Unavailable {
+        /// The queue.
+        subject: Subject,
+    },
+    /// It is not known whether the frame was taken: all of it, a part, or nothing. It may be tried again later; what was taken
+    /// then comes twice.
+    #[error("the queue {subject} did not confirm that it took the frame")]
+    Unconfirmed {
+        /// The queue.
+        subject: Subject,
+    },
     /// The bus is closed for good.
     #[error("the bus is closed")]
     Closed,
+}
+
+impl PublishError {
+    /// Whether the same frame may be taken later.
+    pub const fn is_transient(&self) -> bool {
+        matches!(self, Self::Full { .. } | Self::Unavailable { .. } | Self::Unconfirmed { .. })
+    }
+}
+
+/// The servers did not answer a question about the bus. They may later.
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+#[error("the bus's servers did not say {what}: {why}")]
+pub struct Unavailable {
+    /// What was asked.
+    pub what: &'static str,
+    /// What happened instead.
+    pub why: String,
 }
 
 /// Why the verdicts on a batch did not take effect.
