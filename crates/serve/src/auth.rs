@@ -5,12 +5,17 @@
 //! a failed verification is remembered; a remembered success outlives the token's expiry.
 //!
 //! An Ed25519 verification takes tens of microseconds, more than the rest of most requests. So verified
-//! tokens are remembered by their SHA-256, in a bounded cache: a forger would need a collision with a token
-//! that was verified.
+//! tokens are remembered (`remembered.rs`).
+//!
+//! The keys may be replaced at any time ([`Keeper`]). Whoever presents a token that names an unknown key waits a moment
+//! while the keeper looks for it; a token whose key was withdrawn no longer counts, remembered or not. A remembered
+//! token is checked without a look at the keys.
 
+use std::collections::HashMap;
 use std::fmt;
-use std::sync::Arc;
-use std::time::Duration;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::time::{Duration, Instant};
 
 use aws_lc_rs::digest;
 use axum::extract::{FromRef, FromRequestParts};
@@ -20,22 +25,30 @@ use http::header::{AUTHORIZATION, HeaderMap};
 use http::request::Parts;
 use jsonwebtoken::{Algorithm, DecodingKey, Validation};
 use serde::Deserialize;
+use tokio::sync::{Notify, watch};
 use wire::time::Clock;
 
 use crate::error::ApiError;
 use crate::extract::MAX_ID;
+use crate::remembered::{Known, Remembered};
 
 /// The `typ` header of an access token (RFC 9068, section 2.1).
 pub const TOKEN_TYPE: &str = "at+jwt";
 
-/// How many verified tokens are remembered (about 200 bytes each).
-pub const MAX_REMEMBERED_TOKENS: u64 = 100_000;
+/// How many verified tokens are remembered (about 400 bytes each).
+pub const MAX_REMEMBERED_TOKENS: usize = 100_000;
 
 /// How long a verified token is remembered at most; after it, the token is verified again.
 pub const REMEMBERED_FOR: Duration = Duration::from_secs(3600);
 
 /// A longer token is not looked at, in bytes.
 pub const MAX_TOKEN_BYTES: usize = 4096;
+
+/// How long a request waits at most while somebody looks for the key that its token names.
+pub const KEY_PATIENCE: Duration = Duration::from_secs(2);
+
+/// The least time from one such look to the next: a token that nobody signed costs no more than this.
+pub const LOOK_PAUSE: Duration = Duration::from_secs(2);
 
 /// The length of an Ed25519 public key, in bytes.
 pub const PUBLIC_KEY_BYTES: usize = 32;
@@ -87,6 +100,17 @@ impl KeySet {
     /// The keys.
     pub fn keys(&self) -> &[PublicKey] {
         &self.0
+    }
+
+    /// The keys of both.
+    #[must_use]
+    pub fn union(mut self, other: &KeySet) -> KeySet {
+        for key in &other.0 {
+            if !self.0.contains(key) {
+                self.0.push(key.clone());
+            }
+        }
+        self
     }
 
     /// The set as a JWK set (RFC 7517, section 5).
@@ -150,6 +174,9 @@ pub enum AuthError {
     /// Malformed, of another issuer, audience, type or algorithm, or not signed by a known key.
     #[error("invalid token")]
     Invalid,
+    /// It names a key that is not known, or not yet. To a caller it is invalid.
+    #[error("invalid token")]
+    UnknownKey,
     /// Good once.
     #[error("token expired")]
     Expired,
@@ -159,7 +186,7 @@ impl From<AuthError> for ApiError {
     fn from(error: AuthError) -> ApiError {
         match error {
             AuthError::Missing => ApiError::unauthorized("missing access token"),
-            AuthError::Invalid => {
+            AuthError::Invalid | AuthError::UnknownKey => {
                 ApiError::unauthorized_with("invalid token", r#"Bearer error="invalid_token""#)
             }
             AuthError::Expired => ApiError::unauthorized_with(
@@ -177,15 +204,129 @@ struct WireClaims {
     exp: u64,
 }
 
-/// Verifies access tokens. Cloning is cheap; clones share what is remembered.
+/// Verifies access tokens. Cloning is cheap; clones share the keys and what is remembered.
 #[derive(Clone)]
 pub struct Verifier(Arc<Inner>);
 
 struct Inner {
-    keys: Vec<(String, DecodingKey)>,
+    keys: RwLock<Arc<Keys>>,
+    /// Tokens remembered under older keys no longer count: a key was withdrawn since.
+    valid_from: AtomicU64,
     validation: Validation,
     clock: Clock,
-    verified: moka::sync::Cache<[u8; digest::SHA256_OUTPUT_LEN], Claims>,
+    verified: Remembered,
+    looks: Looks,
+}
+
+/// The keys at one time.
+struct Keys {
+    /// How often they were replaced before.
+    generation: u64,
+    by_kid: HashMap<String, DecodingKey>,
+}
+
+impl Keys {
+    fn new(generation: u64, keys: &KeySet) -> Keys {
+        let decoding = |key: &PublicKey| (key.kid.clone(), DecodingKey::from_ed_der(&key.bytes));
+        Keys { generation, by_kid: keys.0.iter().map(decoding).collect() }
+    }
+}
+
+/// Searches for keys that are not known.
+struct Looks {
+    /// Somebody asks for one.
+    wanted: Notify,
+    /// How many have ended.
+    ended: watch::Sender<u64>,
+    state: Mutex<LookState>,
+}
+
+#[derive(Default)]
+struct LookState {
+    kept: bool,
+    under_way: bool,
+    last_ended: Option<Instant>,
+}
+
+impl Looks {
+    fn state(&self) -> std::sync::MutexGuard<'_, LookState> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Asks for a look, or joins the one under way. None when there was one a moment ago, or nobody to do it.
+    fn join(&self) -> Option<watch::Receiver<u64>> {
+        let mut state = self.state();
+        if !state.kept {
+            return None;
+        }
+        let ended = self.ended.subscribe();
+        if !state.under_way {
+            if state.last_ended.is_some_and(|at| at.elapsed() < LOOK_PAUSE) {
+                return None;
+            }
+            state.under_way = true;
+            self.wanted.notify_one();
+        }
+        Some(ended)
+    }
+
+    fn end(&self) {
+        let mut state = self.state();
+        state.under_way = false;
+        state.last_ended = Some(Instant::now());
+        self.ended.send_modify(|ended| *ended += 1);
+    }
+}
+
+/// Keeps a [`Verifier`]'s keys up to date. There is one at a time.
+pub struct Keeper(Verifier);
+
+impl Keeper {
+    /// Waits until a token names a key that is not known. Whoever hears of it looks for keys, and says what came of it
+    /// by [`Keeper::replace`] or [`Keeper::retain`]: requests wait for that.
+    pub async fn wanted(&self) {
+        self.0.0.looks.wanted.notified().await;
+    }
+
+    /// These keys count from now on. What was remembered under a key that is not among them is forgotten.
+    pub fn replace(&self, keys: &KeySet) {
+        let inner = &self.0.0;
+        {
+            let mut current = inner.keys.write().unwrap_or_else(PoisonError::into_inner);
+            let next = Keys::new(current.generation + 1, keys);
+            let withdrawn = current.by_kid.keys().any(|kid| !next.by_kid.contains_key(kid));
+            let added = next.by_kid.keys().any(|kid| !current.by_kid.contains_key(kid));
+            if withdrawn {
+                inner.valid_from.store(next.generation, Ordering::Release);
+            }
+            if withdrawn || added {
+                tracing::info!(
+                    keys = next.by_kid.len(),
+                    "the keys that access tokens are verified with have changed"
+                );
+                *current = Arc::new(next);
+            }
+        }
+        inner.looks.end();
+    }
+
+    /// There is nothing new: the keys that are known stay.
+    pub fn retain(&self) {
+        self.0.0.looks.end();
+    }
+}
+
+impl Drop for Keeper {
+    fn drop(&mut self) {
+        self.0.0.looks.state().kept = false;
+        self.0.0.looks.end();
+    }
+}
+
+impl fmt::Debug for Keeper {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Keeper({:?})", self.0)
+    }
 }
 
 impl Verifier {
@@ -197,72 +338,125 @@ impl Verifier {
         validation.set_audience(&[&realm.audience]);
         // The library would ask the machine's clock; `verify` asks ours.
         validation.validate_exp = false;
-        let keys = keys.0.iter().map(|key| (key.kid.clone(), DecodingKey::from_ed_der(&key.bytes))).collect();
-        let verified = moka::sync::Cache::builder()
-            .max_capacity(MAX_REMEMBERED_TOKENS)
-            .time_to_live(REMEMBERED_FOR)
-            .build();
-        Verifier(Arc::new(Inner { keys, validation, clock, verified }))
+        Verifier(Arc::new(Inner {
+            keys: RwLock::new(Arc::new(Keys::new(0, keys))),
+            valid_from: AtomicU64::new(0),
+            validation,
+            clock,
+            verified: Remembered::new(MAX_REMEMBERED_TOKENS),
+            looks: Looks { wanted: Notify::new(), ended: watch::Sender::new(0), state: Mutex::default() },
+        }))
     }
 
-    /// Checks a token.
+    /// Whether there is any key to verify with: without one every token would be invalid.
+    pub fn has_keys(&self) -> bool {
+        !self.0.keys.read().unwrap_or_else(PoisonError::into_inner).by_kid.is_empty()
+    }
+
+    /// Who holds this keeps the keys up to date. From now on a request whose token names an unknown key waits for it.
+    pub fn keeper(&self) -> Keeper {
+        self.0.looks.state().kept = true;
+        Keeper(self.clone())
+    }
+
+    /// Ok once there are keys to verify with.
     ///
     /// # Errors
-    /// [`AuthError::Invalid`] or [`AuthError::Expired`].
+    /// That there are none, so that every token is refused.
+    pub fn ready(&self) -> Result<(), String> {
+        let keys = self.0.keys.read().unwrap_or_else(PoisonError::into_inner);
+        if keys.by_kid.is_empty() {
+            Err("no keys to verify access tokens with yet".to_owned())
+        } else {
+            Ok(())
+        }
+    }
+
+    /// Checks a token with the keys that are known.
+    ///
+    /// # Errors
+    /// [`AuthError::Invalid`], [`AuthError::UnknownKey`] or [`AuthError::Expired`].
     pub fn verify(&self, token: &str) -> Result<Claims, AuthError> {
         if token.len() > MAX_TOKEN_BYTES {
             return Err(AuthError::Invalid);
         }
-        let mut hash = [0; digest::SHA256_OUTPUT_LEN];
-        hash.copy_from_slice(digest::digest(&digest::SHA256, token.as_bytes()).as_ref());
-        if let Some(claims) = self.0.verified.get(&hash) {
-            return self.unexpired(claims).inspect_err(|_| self.0.verified.invalidate(&hash));
+        let now = self.0.clock.now();
+        if let Some(Known { claims, generation, .. }) = self.0.verified.get(token, now)
+            && generation >= self.0.valid_from.load(Ordering::Acquire)
+        {
+            return self.unexpired(claims).inspect_err(|_| self.0.verified.forget(token));
         }
-        let claims = self.unexpired(self.decode(token).ok_or(AuthError::Invalid)?)?;
-        self.0.verified.insert(hash, claims);
+        let keys = Arc::clone(&self.0.keys.read().unwrap_or_else(PoisonError::into_inner));
+        let claims = self.unexpired(self.decode(token, &keys)?)?;
+        let until = now + REMEMBERED_FOR.as_millis() as u64;
+        self.0.verified.insert(token, Known { claims, generation: keys.generation, until });
         Ok(claims)
     }
 
-    /// Checks the token in `Authorization: bearer <token>`, the scheme in any case.
+    /// Checks a token; if it names a key that is not known, the keeper is given a moment to find it.
+    ///
+    /// # Errors
+    /// As [`Verifier::verify`].
+    pub async fn authenticate(&self, token: &str) -> Result<Claims, AuthError> {
+        match self.verify(token) {
+            Err(AuthError::UnknownKey) if self.look().await => self.verify(token),
+            checked => checked,
+        }
+    }
+
+    /// Whether somebody has looked for keys now.
+    async fn look(&self) -> bool {
+        let Some(mut ended) = self.0.looks.join() else { return false };
+        tokio::time::timeout(KEY_PATIENCE, ended.changed()).await.is_ok_and(|changed| changed.is_ok())
+    }
+
+    /// Checks the token in `Authorization: bearer <token>`, the scheme in any case, like [`Verifier::authenticate`].
     ///
     /// # Errors
     /// [`AuthError::Missing`] without such a header, otherwise as [`Verifier::verify`].
-    pub fn verify_headers(&self, headers: &HeaderMap) -> Result<Claims, AuthError> {
-        let mut values = headers.get_all(AUTHORIZATION).iter();
-        let value = values.next().ok_or(AuthError::Missing)?;
-        if values.next().is_some() {
-            return Err(AuthError::Invalid);
-        }
-        let (scheme, token) =
-            value.to_str().ok().and_then(|v| v.split_once(' ')).ok_or(AuthError::Invalid)?;
-        if !scheme.eq_ignore_ascii_case("bearer") {
-            return Err(AuthError::Missing);
-        }
-        self.verify(token.trim())
+    pub async fn authenticate_headers(&self, headers: &HeaderMap) -> Result<Claims, AuthError> {
+        self.authenticate(bearer_token(headers)?).await
     }
 
     fn unexpired(&self, claims: Claims) -> Result<Claims, AuthError> {
         if self.0.clock.now_seconds() < claims.expires_at { Ok(claims) } else { Err(AuthError::Expired) }
     }
 
-    fn decode(&self, token: &str) -> Option<Claims> {
-        let header = jsonwebtoken::decode_header(token).ok()?;
+    fn decode(&self, token: &str, keys: &Keys) -> Result<Claims, AuthError> {
+        let invalid = |_| AuthError::Invalid;
+        let header = jsonwebtoken::decode_header(token).map_err(invalid)?;
         let typed = header.typ.as_deref().is_some_and(|typ| typ.eq_ignore_ascii_case(TOKEN_TYPE));
         // `crit` lists extensions that a recipient must understand (RFC 7515, 4.1.11); we know none.
-        if !typed || header.crit.is_some() {
-            return None;
+        if !typed || header.crit.is_some() || header.alg != Algorithm::EdDSA {
+            return Err(AuthError::Invalid);
         }
-        let kid = header.kid?;
-        let (_, key) = self.0.keys.iter().find(|(known, _)| *known == kid)?;
-        let claims = jsonwebtoken::decode::<WireClaims>(token, key, &self.0.validation).ok()?.claims;
-        let customer_id = claims.sub.parse().ok().filter(|id| *id <= MAX_ID)?;
-        Some(Claims { customer_id, expires_at: claims.exp })
+        let kid = header.kid.ok_or(AuthError::Invalid)?;
+        let key = keys.by_kid.get(&kid).ok_or(AuthError::UnknownKey)?;
+        let claims =
+            jsonwebtoken::decode::<WireClaims>(token, key, &self.0.validation).map_err(invalid)?.claims;
+        let customer_id = claims.sub.parse().ok().filter(|id| *id <= MAX_ID).ok_or(AuthError::Invalid)?;
+        Ok(Claims { customer_id, expires_at: claims.exp })
     }
+}
+
+/// The token in `Authorization: bearer <token>`.
+fn bearer_token(headers: &HeaderMap) -> Result<&str, AuthError> {
+    let mut values = headers.get_all(AUTHORIZATION).iter();
+    let value = values.next().ok_or(AuthError::Missing)?;
+    if values.next().is_some() {
+        return Err(AuthError::Invalid);
+    }
+    let (scheme, token) = value.to_str().ok().and_then(|v| v.split_once(' ')).ok_or(AuthError::Invalid)?;
+    if !scheme.eq_ignore_ascii_case("bearer") {
+        return Err(AuthError::Missing);
+    }
+    Ok(token.trim())
 }
 
 impl fmt::Debug for Verifier {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_list().entries(self.0.keys.iter().map(|(kid, _)| kid)).finish()
+        let keys = self.0.keys.read().unwrap_or_else(PoisonError::into_inner);
+        f.debug_list().entries(keys.by_kid.keys()).finish()
     }
 }
 
@@ -278,7 +472,7 @@ where
     type Rejection = ApiError;
 
     async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Customer, ApiError> {
-        let claims = Verifier::from_ref(state).verify_headers(&parts.headers)?;
+        let claims = Verifier::from_ref(state).authenticate_headers(&parts.headers).await?;
         Ok(Customer(claims.customer_id))
     }
 }

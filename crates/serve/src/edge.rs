@@ -162,8 +162,26 @@ pub fn protected(router: Router, config: &EdgeConfig) -> Result<Protected, Inval
         router.fallback(|| async { ApiError::not_found("no such path") }).method_not_allowed_fallback(
             || async { ApiError::new(StatusCode::METHOD_NOT_ALLOWED, "method not allowed on this path") },
         );
+    guarded(Inner::Router(router), config)
+}
+
+/// Puts the limits around anything else that answers, such as a gateway.
+///
+/// # Errors
+/// [`InvalidOrigin`] for a CORS origin that is none.
+pub fn protected_handler<F>(
+    handler: impl Fn(Request) -> F + Send + Sync + 'static,
+    config: &EdgeConfig,
+) -> Result<Protected, InvalidOrigin>
+where
+    F: Future<Output = Response> + Send + 'static,
+{
+    guarded(Inner::Handler(Arc::new(move |request| Box::pin(handler(request)))), config)
+}
+
+fn guarded(inner: Inner, config: &EdgeConfig) -> Result<Protected, InvalidOrigin> {
     let guarded = Guarded {
-        router,
+        inner,
         body_limit: BodyLimit(config.body_limit_bytes),
         in_flight: Arc::new(Semaphore::new(config.max_in_flight_requests.min(Semaphore::MAX_PERMITS))),
     };
@@ -241,9 +259,27 @@ fn parse_origin(text: &str) -> Result<HeaderValue, InvalidOrigin> {
     HeaderValue::from_str(text).map_err(|_| invalid())
 }
 
+/// Who answers within the limits.
+#[derive(Clone)]
+enum Inner {
+    Router(Router),
+    Handler(Arc<Handler>),
+}
+
+type Handler = dyn Fn(Request) -> Pin<Box<dyn Future<Output = Response> + Send>> + Send + Sync;
+
+impl Inner {
+    async fn answer(&mut self, request: Request) -> Response {
+        match self {
+            Inner::Router(router) => router.call(request).await.unwrap_or_else(|never| match never {}),
+            Inner::Handler(handler) => handler(request).await,
+        }
+    }
+}
+
 #[derive(Clone)]
 struct Guarded {
-    router: Router,
+    inner: Inner,
     body_limit: BodyLimit,
     in_flight: Arc<Semaphore>,
 }
@@ -281,9 +317,8 @@ impl Guarded {
             }
         };
         // A panic costs one request only. The handler's state is shared through locks that poison and channels that close, never half-written.
-        match AssertUnwindSafe(async { self.router.call(request).await }).catch_unwind().await {
-            Ok(Ok(response)) => response,
-            Ok(Err(never)) => match never {},
+        match AssertUnwindSafe(self.inner.answer(request)).catch_unwind().await {
+            Ok(response) => response,
             Err(panic) => ApiError::internal(format_args!("a handler panicked: {}", panic_text(&*panic)))
                 .into_response(),
         }

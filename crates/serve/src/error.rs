@@ -145,7 +145,6 @@ impl IntoResponse for ApiError {
     }
 }
 
-/// A passing failure of the database is 503, because nothing was done; any other is a fault of ours.
 impl From<db::ids::IdsError> for ApiError {
     fn from(error: db::ids::IdsError) -> ApiError {
         match error {
@@ -155,9 +154,15 @@ impl From<db::ids::IdsError> for ApiError {
     }
 }
 
+/// A passing failure of the database is 503, because nothing was done; any other is a fault of ours. Where it is not known
+/// whether something was done, nobody is told to try again.
 impl From<db::Error> for ApiError {
     fn from(error: db::Error) -> ApiError {
-        if error.is_transient() {
+        if error.is_unknown() {
+            tracing::error!(%error, "a request was answered without knowing what became of it");
+            let msg = "it is not known whether this was done: look before you try again";
+            ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, msg)
+        } else if error.is_transient() {
             tracing::warn!(%error, "the database is unavailable");
             ApiError::unavailable("temporarily unavailable, try again", RETRY_AFTER_SECONDS)
         } else {

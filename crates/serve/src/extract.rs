@@ -6,7 +6,7 @@
 
 use std::error::Error;
 
-use axum::body::Body;
+use axum::body::{Body, Bytes};
 use axum::extract::{FromRequest, FromRequestParts, RawPathParams, Request};
 use axum::response::{IntoResponse, Response};
 use http::header::{CONTENT_TYPE, HeaderValue};
@@ -36,10 +36,18 @@ impl<S: Send + Sync, T: DeserializeOwned> FromRequest<S> for Json<T> {
     type Rejection = ApiError;
 
     async fn from_request(request: Request, _: &S) -> Result<Json<T>, ApiError> {
-        let limit = request.extensions().get::<BodyLimit>().copied().unwrap_or_default();
-        let body = request.into_body().collect().await.map_err(|e| unread_body(&e, limit))?;
-        parse(&body.to_bytes()).map(Json)
+        let (parts, body) = request.into_parts();
+        parse(&read_body(&parts, body).await?).map(Json)
     }
+}
+
+/// A request's whole body.
+///
+/// # Errors
+/// 413 for one above the limit, 408 for one that did not arrive in time, 400 for one that was cut off.
+pub async fn read_body(parts: &Parts, body: Body) -> Result<Bytes, ApiError> {
+    let limit = parts.extensions.get::<BodyLimit>().copied().unwrap_or_default();
+    Ok(body.collect().await.map_err(|e| unread_body(&e, limit))?.to_bytes())
 }
 
 /// Why a body could not be read to its end, as the layers below left it in the chain of causes.

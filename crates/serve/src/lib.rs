@@ -10,10 +10,12 @@ pub mod auth;
 pub mod edge;
 pub mod error;
 pub mod extract;
+pub mod keys;
 pub mod random;
+mod remembered;
 pub mod server;
 
-pub use auth::{Claims, Customer, KeySet, PublicKey, Verifier};
+pub use auth::{Claims, Customer, Keeper, KeySet, PublicKey, Verifier};
 pub use error::ApiError;
 pub use extract::{Id, Json, Page};
 pub use random::Random;

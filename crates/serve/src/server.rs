@@ -7,28 +7,35 @@
 //!
 //! hyper starts the clock of a request's head when it begins to wait for it. So `head_timeout_ms` is also
 //! how long a kept-alive connection may be idle.
+//!
+//! One port takes HTTP/1.1 and HTTP/2 without TLS ("prior knowledge"), as gRPC clients speak it: a connection's first
+//! bytes tell which. HTTP/1.1 pays one more read for each connection, and nothing for a request. An HTTP/2 connection without a
+//! request is told to go after one to two times `head_timeout_ms`; one whose peer no longer answers pings is closed.
 
 use std::fmt;
 use std::future::Future;
 use std::io;
-use std::net::SocketAddr;
-use std::pin::Pin;
+use std::net::{IpAddr, SocketAddr};
+use std::ops::Range;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use axum::body::{Body, Bytes, HttpBody};
 use axum::extract::ConnectInfo;
 use http::Request;
+use http::header::{HeaderMap, HeaderName};
 use hyper::body::{Frame, Incoming, SizeHint};
-use hyper::server::conn::http1;
+use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
-use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use serde::{Deserialize, Serialize};
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
-use tokio::time::{Sleep, sleep, timeout};
+use tokio::time::{Instant, Sleep, interval_at, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tower::Service;
@@ -40,6 +47,22 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// The size of a connection's read buffer, and so of the largest request head, in bytes.
 const MAX_HEAD_BYTES: usize = 32 * 1024;
+
+/// Whom a request was forwarded for: each proxy adds the address it has it from.
+pub const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
+
+/// What an HTTP/2 connection begins with (RFC 9113, section 3.4). No HTTP/1 request does.
+const HTTP2_PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+
+/// Requests under way on one HTTP/2 connection.
+const MAX_STREAMS_PER_CONNECTION: u32 = 256;
+
+/// Bytes of an answer that wait in an HTTP/2 stream for the client to take them.
+const MAX_STREAM_SEND_BYTES: usize = 64 * 1024;
+
+/// How often the peer of an HTTP/2 connection is asked whether it is there, and how long it may take to say so.
+const PING_INTERVAL: Duration = Duration::from_secs(20);
+const PING_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// What a server allows its clients.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -55,6 +78,9 @@ pub struct Limits {
     pub write_stall_timeout_ms: u64,
     /// Time that requests in flight get to finish at a shutdown.
     pub drain_timeout_ms: u64,
+    /// How many proxies stand before this server, each of which adds its client's address to `X-Forwarded-For`. The client
+    /// is then the address that the outermost of them added; with 0 it is the connection's peer, and the header is not believed.
+    pub trusted_proxies: usize,
 }
 
 impl Default for Limits {
@@ -65,6 +91,7 @@ impl Default for Limits {
             body_timeout_ms: 10_000,
             write_stall_timeout_ms: 30_000,
             drain_timeout_ms: 8_000,
+            trusted_proxies: 0,
         }
     }
 }
@@ -77,7 +104,7 @@ pub struct Drained {
     pub cut_off: usize,
 }
 
-/// Serves HTTP/1.1 until `shutdown`, then stops accepting, closes idle connections, lets requests in flight
+/// Serves HTTP/1.1 and HTTP/2 until `shutdown`, then stops accepting, closes idle connections, lets requests in flight
 /// finish until the deadline, and returns. An event stream has to end itself on the same token.
 ///
 /// Handlers find the client's address as `ConnectInfo<SocketAddr>`.
@@ -89,9 +116,12 @@ pub async fn serve(
 ) -> Drained {
     let server = Arc::new(Server {
         api,
+        head_timeout: Duration::from_millis(limits.head_timeout_ms),
         body_timeout: Duration::from_millis(limits.body_timeout_ms),
         write_stall_timeout: Duration::from_millis(limits.write_stall_timeout_ms),
-        http: http(limits),
+        trusted_proxies: limits.trusted_proxies,
+        http1: http1(limits),
+        http2: http2(),
         shutdown,
         cut: CancellationToken::new(),
     });
@@ -108,7 +138,7 @@ pub async fn serve(
     Drained { cut_off }
 }
 
-fn http(limits: &Limits) -> http1::Builder {
+fn http1(limits: &Limits) -> http1::Builder {
     let mut http = http1::Builder::new();
     http.timer(TokioTimer::new())
         .header_read_timeout(Duration::from_millis(limits.head_timeout_ms))
@@ -116,15 +146,48 @@ fn http(limits: &Limits) -> http1::Builder {
     http
 }
 
+fn http2() -> http2::Builder<TokioExecutor> {
+    let mut http = http2::Builder::new(TokioExecutor::new());
+    http.timer(TokioTimer::new())
+        .max_concurrent_streams(MAX_STREAMS_PER_CONNECTION)
+        .max_header_list_size(MAX_HEAD_BYTES as u32)
+        .max_send_buf_size(MAX_STREAM_SEND_BYTES)
+        .keep_alive_interval(PING_INTERVAL)
+        .keep_alive_timeout(PING_TIMEOUT);
+    http
+}
+
 struct Server {
     api: Protected,
+    head_timeout: Duration,
     body_timeout: Duration,
     write_stall_timeout: Duration,
-    http: http1::Builder,
+    trusted_proxies: usize,
+    http1: http1::Builder,
+    http2: http2::Builder<TokioExecutor>,
     /// Finish what is in flight.
     shutdown: CancellationToken,
     /// Finish nothing more.
     cut: CancellationToken,
+}
+
+/// The requests of one HTTP/2 connection. Everything that belongs to an unfinished one holds a clone of `open`.
+#[derive(Default)]
+struct Streams {
+    begun: AtomicU64,
+    open: Arc<()>,
+}
+
+impl Streams {
+    fn begin(&self) -> Arc<()> {
+        self.begun.fetch_add(1, Ordering::Relaxed);
+        Arc::clone(&self.open)
+    }
+
+    /// How many have begun ever, if none is under way.
+    fn quiet(&self) -> Option<u64> {
+        (Arc::strong_count(&self.open) == 1).then(|| self.begun.load(Ordering::Relaxed))
+    }
 }
 
 impl Server {
@@ -164,10 +227,46 @@ impl Server {
         if let Err(error) = stream.set_nodelay(true) {
             tracing::debug!(%error, %peer, "TCP_NODELAY");
         }
-        let io = TokioIo::new(Impatient { stream, patience: self.write_stall_timeout, stalled: None });
-        let answer = service_fn(|request| self.answer(request, peer));
-        let mut connection = std::pin::pin!(self.http.serve_connection(io, answer));
-        let mut draining = false;
+        let mut io = Impatient::new(stream, self.write_stall_timeout);
+        let version = tokio::select! {
+            // First: a request that has arrived is answered, shutdown or not.
+            biased;
+            version = timeout(self.head_timeout, io.look_ahead()) => version,
+            () = self.shutdown.cancelled() => return,
+        };
+        match version {
+            Ok(Ok(Version::Http1)) => {
+                let answer = service_fn(|request| self.answer(request, peer));
+                let connection = self.http1.serve_connection(TokioIo::new(io), answer);
+                self.drive(pin!(connection), http1::Connection::graceful_shutdown, None, peer).await;
+            }
+            Ok(Ok(Version::Http2)) => {
+                let streams = Streams::default();
+                let answer = service_fn(|request| {
+                    let (open, answer) = (streams.begin(), self.answer(request, peer));
+                    async move {
+                        answer.await.map(|answer| answer.map(|body| Body::new(Held { body, _open: open })))
+                    }
+                });
+                let connection = self.http2.serve_connection(TokioIo::new(io), answer);
+                self.drive(pin!(connection), http2::Connection::graceful_shutdown, Some(&streams), peer)
+                    .await;
+            }
+            Ok(Err(error)) => tracing::debug!(%error, %peer, "a connection ended before its first request"),
+            Err(_) => tracing::debug!(%peer, "a connection without a request"),
+        }
+    }
+
+    /// Drives a connection to its end; `go` tells its client to send nothing more.
+    async fn drive<C: Future<Output = hyper::Result<()>>>(
+        &self,
+        mut connection: Pin<&mut C>,
+        go: fn(Pin<&mut C>),
+        streams: Option<&Streams>,
+        peer: SocketAddr,
+    ) {
+        let mut looks = interval_at(Instant::now() + self.head_timeout, self.head_timeout);
+        let (mut draining, mut idle, mut quiet) = (false, false, None);
         loop {
             tokio::select! {
                 biased;
@@ -179,9 +278,19 @@ impl Server {
                 }
                 () = self.shutdown.cancelled(), if !draining => {
                     draining = true;
-                    connection.as_mut().graceful_shutdown();
+                    go(connection.as_mut());
                 }
                 () = self.cut.cancelled(), if draining => return,
+                _ = looks.tick(), if streams.is_some() => {
+                    let before = std::mem::replace(&mut quiet, streams.and_then(Streams::quiet));
+                    if quiet.is_some() && quiet == before {
+                        if idle {
+                            return;
+                        }
+                        idle = true;
+                        go(connection.as_mut());
+                    }
+                }
             }
         }
     }
@@ -195,8 +304,43 @@ impl Server {
                 Body::new(TimedBody { body, limit, timer: None })
             }
         });
-        request.extensions_mut().insert(ConnectInfo(peer));
+        let client = client(request.headers(), self.trusted_proxies, peer);
+        request.extensions_mut().insert(ConnectInfo(client));
         self.api.clone().call(request)
+    }
+}
+
+/// Who asks: the peer, or who the outermost of so many trusted proxies says it was. Its port is not known then.
+fn client(headers: &HeaderMap, trusted_proxies: usize, peer: SocketAddr) -> SocketAddr {
+    let Some(place) = trusted_proxies.checked_sub(1) else { return peer };
+    let values = headers.get_all(X_FORWARDED_FOR).iter().rev().filter_map(|value| value.to_str().ok());
+    let named = values.flat_map(|value| value.rsplit(',')).nth(place);
+    named.and_then(|text| text.trim().parse().ok()).map_or(peer, |ip: IpAddr| SocketAddr::new(ip, 0))
+}
+
+/// An answer's body, which counts as a request under way until it is sent.
+struct Held {
+    body: Body,
+    _open: Arc<()>,
+}
+
+impl HttpBody for Held {
+    type Data = Bytes;
+    type Error = axum::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
+        Pin::new(&mut self.body).poll_frame(cx)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
     }
 }
 
@@ -246,14 +390,43 @@ impl HttpBody for TimedBody {
     }
 }
 
-/// A stream that gives up on a peer which takes nothing for too long.
+/// What a client speaks.
+enum Version {
+    Http1,
+    Http2,
+}
+
+/// A stream that gives up on a peer which takes nothing for too long. It can be looked into before it is read.
 struct Impatient {
     stream: TcpStream,
     patience: Duration,
     stalled: Option<Pin<Box<Sleep>>>,
+    /// Bytes that were looked at, and which of them were not read yet.
+    ahead: [u8; HTTP2_PREFACE.len()],
+    unread: Range<usize>,
 }
 
 impl Impatient {
+    fn new(stream: TcpStream, patience: Duration) -> Impatient {
+        Impatient { stream, patience, stalled: None, ahead: [0; HTTP2_PREFACE.len()], unread: 0..0 }
+    }
+
+    /// Tells by the first bytes what the client speaks. They are still there to be read.
+    async fn look_ahead(&mut self) -> io::Result<Version> {
+        let mut seen = 0;
+        while seen < HTTP2_PREFACE.len() {
+            match self.stream.read(&mut self.ahead[seen..]).await? {
+                0 => break,
+                n => seen += n,
+            }
+            if self.ahead[..seen] != HTTP2_PREFACE[..seen] {
+                break;
+            }
+        }
+        self.unread = 0..seen;
+        Ok(if self.ahead[..seen] == HTTP2_PREFACE[..] { Version::Http2 } else { Version::Http1 })
+    }
+
     fn judge(&mut self, cx: &mut Context<'_>, written: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
         if written.is_ready() {
             self.stalled = None;
@@ -272,6 +445,13 @@ impl AsyncRead for Impatient {
         cx: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
+        if !self.unread.is_empty() {
+            let some = self.unread.len().min(buffer.remaining());
+            let start = self.unread.start;
+            buffer.put_slice(&self.ahead[start..start + some]);
+            self.unread.start += some;
+            return Poll::Ready(Ok(()));
+        }
         Pin::new(&mut self.stream).poll_read(cx, buffer)
     }
 }

@@ -226,3 +226,56 @@ async fn a_shutdown_does_not_wait_beyond_its_deadline() {
     assert_eq!(server.stop().await, Drained { cut_off: 1 });
     assert_eq!(read_all(&mut busy).await, "");
 }
+
+async fn over_http2(address: SocketAddr) -> (http::StatusCode, String) {
+    let stream = TcpStream::connect(address).await.unwrap();
+    let handshake = hyper::client::conn::http2::handshake(
+        hyper_util::rt::TokioExecutor::new(),
+        hyper_util::rt::TokioIo::new(stream),
+    );
+    let (mut sender, connection) = handshake.await.unwrap();
+    tokio::spawn(connection);
+    let request = http::Request::get(format!("http://{address}/")).body(String::new()).unwrap();
+    let response = within(sender.send_request(request)).await.unwrap();
+    let (head, body) = response.into_parts();
+    let body = within(http_body_util::BodyExt::collect(body)).await.unwrap().to_bytes();
+    (head.status, String::from_utf8(body.to_vec()).unwrap())
+}
+
+#[tokio::test]
+async fn one_port_takes_both_versions_of_http() {
+    let server = start(echo(), Limits::default()).await;
+    assert_eq!(over_http2(server.address).await, (http::StatusCode::OK, "127.0.0.1".to_owned()));
+    let mut stream = server.send("GET / HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n").await;
+    assert!(read_all(&mut stream).await.ends_with("127.0.0.1"));
+    // In pieces, as nobody sends it, and half of it, which is no HTTP.
+    let mut stream = server.send("PRI * HTTP/2.0\r\n").await;
+    stream.write_all(b"\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0").await.unwrap();
+    let mut settings = [0; 9];
+    within(stream.read_exact(&mut settings)).await.unwrap();
+    assert_eq!(settings[3], 4, "a frame of settings answers");
+    drop(stream);
+    let mut stream = server.send("PRI * HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n").await;
+    assert!(read_all(&mut stream).await.starts_with("HTTP/1.1 404"));
+    drop(stream);
+    assert_eq!(server.stop().await.cut_off, 0);
+}
+
+#[tokio::test]
+async fn a_connection_that_says_nothing_or_half_a_preface_is_closed() {
+    let server = start(echo(), quick()).await;
+    for begun in ["", "PRI * HTTP/2.0\r\n"] {
+        assert_eq!(read_all(&mut server.send(begun).await).await, "");
+    }
+}
+
+#[tokio::test]
+async fn the_client_is_whom_a_trusted_proxy_names() {
+    let named = "GET / HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\
+                 x-forwarded-for: 6.6.6.6, 10.0.0.1\r\nx-forwarded-for: 10.0.0.2\r\n\r\n";
+    for (trusted_proxies, client) in [(0, "127.0.0.1"), (1, "10.0.0.2"), (2, "10.0.0.1"), (4, "127.0.0.1")] {
+        let server = start(echo(), Limits { trusted_proxies, ..Limits::default() }).await;
+        let answer = read_all(&mut server.send(named).await).await;
+        assert!(answer.ends_with(&format!("\r\n\r\n{client}")), "{trusted_proxies}: {answer}");
+    }
+}
