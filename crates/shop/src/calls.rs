@@ -69,4 +69,8 @@ pub struct ProductDetails {
     pub description: String,
     /// Its brand's name.
     pub brand_name: String,
+    /// How many are left.
+    pub inventory: i64,
+    /// Its price.
+    pub price: i64,
 }

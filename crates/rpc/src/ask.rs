@@ -1,0 +1,73 @@
+//! Puts a question to one of several replicas, and to another one if that does not answer.
+//!
+//! tonic's own balancer goes on picking endpoints that are down; [`Peers`] leaves them out until they answer again.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use peers::{CONNECT_TIMEOUT, Choice, Peers};
+use tonic::transport::{Channel, Endpoint};
+use tonic::{Code, Status};
+
+/// How long one replica may take to answer.
+pub const CALL_TIMEOUT: Duration = Duration::from_secs(2);
+/// How many replicas one question is put to at most.
+const ATTEMPTS: usize = 3;
+/// How often a connection is probed, and how long the answer may take, so that a peer that is gone without a word is noticed.
+const KEEP_ALIVE: (Duration, Duration) = (Duration::from_secs(10), Duration::from_secs(5));
+
+/// The link to a replica: it connects when it is used, and again when it has lost its connection.
+pub fn channel(address: SocketAddr) -> Channel {
+    let endpoint = Endpoint::from_shared(format!("http://{address}")).expect("an address makes a URI");
+    endpoint
+        .connect_timeout(CONNECT_TIMEOUT)
+        .tcp_nodelay(true)
+        .http2_keep_alive_interval(KEEP_ALIVE.0)
+        .keep_alive_timeout(KEEP_ALIVE.1)
+        .keep_alive_while_idle(true)
+        .connect_lazy()
+}
+
+/// Asks something that changes nothing: it may be asked more than once.
+///
+/// # Errors
+/// The last replica's answer, or UNAVAILABLE if none can be reached.
+pub(crate) async fn ask<T, F>(replicas: &Peers<Channel>, question: impl Fn(Channel) -> F) -> Result<T, Status>
+where
+    F: Future<Output = Result<T, Status>>,
+{
+    let mut tried = Vec::new();
+    let mut refused = Status::unavailable(format!("no replica of {} can be reached", replicas.service()));
+    while tried.len() < ATTEMPTS {
+        // Where none can be reached, as far as is known, one may be back.
+        let picked = replicas.pick(Choice::LeastBusy, &tried);
+        let Some(picked) = picked.or_else(|| replicas.pick_lost(Choice::LeastBusy, &tried)) else { break };
+        tried.push(picked.address());
+        let answer = tokio::time::timeout(CALL_TIMEOUT, question(picked.link().clone())).await;
+        let late = |_| Err(Status::deadline_exceeded(format!("no answer within {CALL_TIMEOUT:?}")));
+        match answer.unwrap_or_else(late) {
+            Err(status) if is_out(&status) => {
+                tracing::debug!(replica = %picked.address(), %status, "a replica does not answer");
+                if std::error::Error::source(&status).is_some() || status.code() == Code::DeadlineExceeded {
+                    picked.unreachable();
+                }
+                refused = status;
+            }
+            answer => {
+                picked.reached();
+                return answer;
+            }
+        }
+    }
+    Err(refused)
+}
+
+/// Whether it says that the replica, not the question, is at fault: then another one may have the answer.
+fn is_out(status: &Status) -> bool {
+    match status.code() {
+        Code::Unavailable | Code::DeadlineExceeded | Code::Cancelled => true,
+        // The connection broke under the call.
+        Code::Unknown => std::error::Error::source(status).is_some(),
+        _ => false,
+    }
+}
