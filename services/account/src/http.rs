@@ -9,7 +9,7 @@ use std::sync::Arc;
 use axum::Router;
 use axum::extract::{ConnectInfo, FromRef, FromRequestParts, State};
 use axum::middleware::map_response;
-use axum::response::Response;
+use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use db::ids::Ids;
 use http::StatusCode;
@@ -18,6 +18,7 @@ use http::request::Parts;
 use serde::{Deserialize, Serialize};
 use serve::auth::{AuthError, Customer, Verifier};
 use serve::error::Msg;
+use serve::keys::JWKS_PATH;
 use serve::{ApiError, Json};
 use telemetry::Registry;
 use telemetry::metrics::OutcomeCounter;
@@ -80,7 +81,14 @@ pub(crate) fn router(service: Shared) -> Router {
         .route("/api/account/info/person", get(get_person).put(put_person))
         .route("/api/account/info/shipping", get(get_shipping).put(put_shipping))
         .layer(map_response(no_store))
+        .route(JWKS_PATH, get(public_keys))
         .with_state(Door(service))
+}
+
+/// The keys that access tokens are verified with, for whoever wants to. Nobody may keep the answer: it is asked for when a new key is
+/// looked for.
+async fn public_keys(State(service): State<Shared>) -> impl IntoResponse {
+    ([(CACHE_CONTROL, HeaderValue::from_static("no-cache"))], Json(service.issuer.public_keys().to_jwks()))
 }
 
 /// RFC 6749, section 5.1, asks it of token answers.
@@ -242,7 +250,7 @@ async fn get_person(
     State(service): State<Shared>,
     Customer(customer_id): Customer,
 ) -> Result<Json<PersonBody>, ApiError> {
-    let person = service.store.person(customer_id).await?.ok_or(AuthError::Invalid)?;
+    let person = service.store.customer(customer_id).await?.ok_or(AuthError::Invalid)?;
     Ok(Json(PersonBody { firstname: person.firstname, lastname: person.lastname, email: person.email }))
 }
 
@@ -266,7 +274,7 @@ async fn get_shipping(
     State(service): State<Shared>,
     Customer(customer_id): Customer,
 ) -> Result<Json<ShippingBody>, ApiError> {
-    let shipping = service.store.shipping(customer_id).await?.ok_or(AuthError::Invalid)?;
+    let shipping = service.store.customer(customer_id).await?.ok_or(AuthError::Invalid)?;
     Ok(Json(ShippingBody { address: shipping.address, phone_number: shipping.phone_number }))
 }
 

@@ -1,22 +1,36 @@
-//! The keys that sign access tokens: Ed25519 private keys, one a file, in a folder of their own.
+//! The keys that sign access tokens: Ed25519 private keys, one a file, in a folder that all replicas of the service share.
 //!
-//! The first is made at the first start. The newest, by the time in its name, signs; the older ones still
-//! verify what they signed, until their files are taken away. So a rotation is: add a key, restart, wait for
-//! the access tokens' life, delete the old file.
+//! The first is made at the first start; of replicas that start at once one makes it, under a lock on the folder, and the others find
+//! it. Each replica reads the folder again every [`REREAD`], so a rotation needs no restart: add a key ([`rotate_keys`], or a new file in
+//! the mounted secret), wait for [`PUBLISHED_FIRST`] and the access tokens' life, take the old file away.
 //!
-//! What never happens: a key file that others than its owner may read is used; a key file is there in part
-//! (it is written beside, synced, and renamed); a key is made while there is one.
+//! Why nobody is turned away meanwhile. A key is published as soon as it is read, and signs only when it is [`PUBLISHED_FIRST`] old by
+//! the time in its name. Until then every replica has read it (a mounted secret reaches all machines within two minutes), and every
+//! verifier elsewhere has fetched it ([`serve::keys::REFRESH`]), even if clocks are a minute apart. The old key verifies what it signed
+//! until its file goes. Should a verifier meet a key that it does not know all the same, it asks all replicas for it at once, the
+//! signer among them. A key that is alone signs at once: the first one, or one that takes the place of a key that was stolen.
+//!
+//! A key that is withdrawn, by deleting its file, is used by no replica after [`REREAD`]. Elsewhere its tokens, remembered or not, count
+//! for [`serve::keys::REFRESH`] more at most, or until the next successful fetch where there is none.
+//!
+//! A mounted secret belongs to somebody else, who lets a group of ours read it: that is the one case in which anybody but the owner may
+//! read a key.
+//!
+//! What never happens: a key file is used that others may read, or that anybody but its owner may change; a key file is
+//! there in part (it is written beside, synced, and renamed); a first key is made while there is one; a folder that cannot be read, or is
+//! empty, takes away the keys that are known.
 
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use aws_lc_rs::encoding::AsDer;
 use aws_lc_rs::signature::{Ed25519KeyPair, KeyPair};
 use serve::auth::{KeySet, PublicKey};
 use serve::random::Random;
-use wire::time::Clock;
+use wire::time::{Clock, UnixMillis};
 
 /// Key files are PKCS#8, DER (RFC 8410).
 const EXTENSION: &str = "pk8";
@@ -29,6 +43,18 @@ const MAX_KEY_FILE_BYTES: u64 = 1024;
 
 /// Permissions of the group and of others.
 const NOT_THE_OWNER: u32 = 0o077;
+
+/// The group may read.
+const GROUP_READS: u32 = 0o040;
+
+/// Held while the first key is made.
+const LOCK_FILE: &str = ".lock";
+
+/// How often the folder is read again.
+pub(crate) const REREAD: Duration = Duration::from_secs(5);
+
+/// How old a key is before it signs, if there is an older one.
+pub const PUBLISHED_FIRST: Duration = Duration::from_secs(5 * 60);
 
 /// Why there are no signing keys.
 #[derive(Debug, thiserror::Error)]
@@ -46,7 +72,8 @@ pub enum KeyError {
     /// Others may read a private key.
     #[error(
         "{} has mode {mode:04o}, so others than its owner may use this private key. If nobody had access to it, \
-         run `chmod 600` on it; otherwise delete it, and a new key is made", path.display()
+         run `chmod 600` on it (a secret that is mounted for our group: mode 0440); otherwise delete it, and a new \
+         key is made", path.display()
     )]
     Mode {
         /// The key's file.
@@ -70,6 +97,8 @@ pub enum KeyError {
 
 /// A key that can sign.
 pub(crate) struct SigningKey {
+    /// By its name; 0 if that tells no time.
+    made_at: UnixMillis,
     pkcs8: Vec<u8>,
     public: PublicKey,
 }
@@ -85,10 +114,15 @@ impl SigningKey {
         &self.public
     }
 
-    fn parse(pkcs8: Vec<u8>) -> Option<SigningKey> {
+    /// When it was made.
+    pub(crate) fn made_at(&self) -> UnixMillis {
+        self.made_at
+    }
+
+    fn parse(made_at: UnixMillis, pkcs8: Vec<u8>) -> Option<SigningKey> {
         let pair = Ed25519KeyPair::from_pkcs8(&pkcs8).ok()?;
         let public = PublicKey::new(pair.public_key().as_ref().try_into().ok()?);
-        Some(SigningKey { pkcs8, public })
+        Some(SigningKey { made_at, pkcs8, public })
     }
 }
 
@@ -103,9 +137,9 @@ impl std::fmt::Debug for SigningKey {
 pub(crate) struct SigningKeys(Vec<SigningKey>);
 
 impl SigningKeys {
-    /// The key to sign with.
-    pub(crate) fn newest(&self) -> &SigningKey {
-        self.0.last().expect("a set of signing keys is never empty")
+    /// All of them, the newest last.
+    pub(crate) fn keys(&self) -> &[SigningKey] {
+        &self.0
     }
 
     /// The public halves of all keys.
@@ -114,17 +148,46 @@ impl SigningKeys {
     }
 }
 
+/// The place of the key that signs at this time, among keys that were made at these: the newest that everybody knows by now, or else
+/// the oldest, which is the best known.
+pub(crate) fn signs(
+    made_at: impl ExactSizeIterator<Item = UnixMillis> + DoubleEndedIterator,
+    now: UnixMillis,
+) -> usize {
+    let first = u64::try_from(PUBLISHED_FIRST.as_millis()).unwrap_or(u64::MAX);
+    made_at
+        .enumerate()
+        .rev()
+        .find(|(_, made_at)| made_at.saturating_add(first) <= now)
+        .map_or(0, |(place, _)| place)
+}
+
 /// Reads the folder's keys; makes the folder and a first key where there is none.
 pub(crate) fn load_or_create(dir: &Path, clock: &Clock, random: &Random) -> Result<SigningKeys, KeyError> {
-    let keys = if dir.exists() { load(dir)? } else { Vec::new() };
-    if !keys.is_empty() {
-        return Ok(SigningKeys(keys));
+    if let Some(keys) = load_existing(dir)? {
+        return Ok(keys);
+    }
+    create_dir(dir)?;
+    let path = dir.join(LOCK_FILE);
+    let lock = OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(&path);
+    let lock = lock.map_err(failed("create", &path))?;
+    // Held for as long as it takes to write a file; the system takes it from one who dies.
+    lock.lock().map_err(failed("lock", &path))?;
+    if let Some(keys) = load_existing(dir)? {
+        return Ok(keys);
     }
     add_key(dir, clock, random)?;
     load(dir).map(SigningKeys)
 }
 
-/// Adds a key to the folder; the next start signs with it and still verifies with the older ones.
+/// Reads the folder's keys. None when there is none.
+pub(crate) fn load_existing(dir: &Path) -> Result<Option<SigningKeys>, KeyError> {
+    let keys = if dir.exists() { load(dir)? } else { Vec::new() };
+    Ok((!keys.is_empty()).then_some(SigningKeys(keys)))
+}
+
+/// Adds a key to the folder. All replicas publish it within seconds and sign with it once it is [`PUBLISHED_FIRST`] old; the older ones
+/// verify until their files are deleted.
 ///
 /// # Errors
 /// See [`KeyError`].
@@ -153,21 +216,45 @@ fn load_key(path: &Path) -> Result<SigningKey, KeyError> {
     let read = failed("read", path);
     let metadata = fs::metadata(path).map_err(&read)?;
     let mode = metadata.permissions().mode() & 0o7777;
-    if mode & NOT_THE_OWNER != 0 {
+    if !is_private(mode, metadata.uid(), own_uid()) {
         return Err(KeyError::Mode { path: path.to_owned(), mode });
     }
     if !metadata.is_file() || metadata.len() > MAX_KEY_FILE_BYTES {
         return Err(not_a_key());
     }
-    SigningKey::parse(fs::read(path).map_err(&read)?).ok_or_else(not_a_key)
+    SigningKey::parse(made_at(path), fs::read(path).map_err(&read)?).ok_or_else(not_a_key)
+}
+
+/// Whether a key with this mode and owner is nobody else's, if we are `us`.
+fn is_private(mode: u32, owner: u32, us: Option<u32>) -> bool {
+    match mode & NOT_THE_OWNER {
+        0 => true,
+        GROUP_READS => us.is_some_and(|us| us != owner),
+        _ => false,
+    }
+}
+
+/// Whom this process runs as, where the system tells.
+fn own_uid() -> Option<u32> {
+    fs::metadata("/proc/self").ok().map(|process| process.uid())
+}
+
+/// The time in a file's name, which comes first.
+fn made_at(path: &Path) -> UnixMillis {
+    let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+    name.split_once('-').and_then(|(time, _)| time.parse().ok()).unwrap_or(0)
+}
+
+fn create_dir(dir: &Path) -> Result<(), KeyError> {
+    DirBuilder::new().recursive(true).mode(0o700).create(dir).map_err(failed("create", dir))
 }
 
 fn add_key(dir: &Path, clock: &Clock, random: &Random) -> Result<(), KeyError> {
-    DirBuilder::new().recursive(true).mode(0o700).create(dir).map_err(failed("create", dir))?;
-    let pkcs8 = generate(random);
+    create_dir(dir)?;
+    let (now, pkcs8) = (clock.now(), generate(random));
+    let key = SigningKey::parse(now, pkcs8).expect("a key that was just made can be read");
     // The time first, in a fixed width, so that the names sort by age.
-    let key = SigningKey::parse(pkcs8).expect("a key that was just made can be read");
-    let name = format!("{:015}-{}.{EXTENSION}", clock.now(), key.public.kid());
+    let name = format!("{now:015}-{}.{EXTENSION}", key.public.kid());
     write_atomically(dir, &name, &key.pkcs8)
 }
 
@@ -214,7 +301,8 @@ mod tests {
         }
 
         fn files(&self) -> Vec<PathBuf> {
-            let mut files: Vec<_> = fs::read_dir(&self.0).unwrap().map(|e| e.unwrap().path()).collect();
+            let paths = fs::read_dir(&self.0).unwrap().map(|entry| entry.unwrap().path());
+            let mut files: Vec<_> = paths.filter(|path| !path.ends_with(LOCK_FILE)).collect();
             files.sort();
             files
         }
@@ -244,14 +332,63 @@ mod tests {
     }
 
     #[test]
-    fn a_rotation_signs_with_the_newest_and_keeps_the_old_for_verification() {
+    fn of_many_that_start_at_once_one_makes_the_key() {
+        let folder = Folder::new("race");
+        let made = std::thread::scope(|scope| {
+            let start =
+                |_| scope.spawn(|| load_or_create(&folder.0, &Clock::system(), &Random::secure()).unwrap());
+            let started: Vec<_> = (0..8).map(start).collect();
+            started.into_iter().map(|one| one.join().unwrap().public_keys()).collect::<Vec<_>>()
+        });
+        assert_eq!(folder.files().len(), 1);
+        assert!(made.iter().all(|keys| *keys == made[0] && keys.keys().len() == 1));
+    }
+
+    #[test]
+    fn a_new_key_is_published_at_once_and_signs_once_everybody_knows_it() {
         let folder = Folder::new("rotation");
         let first = load_or_create(&folder.0, &at(9), &Random::secure()).unwrap();
-        rotate_keys(&folder.0, &at(10), &Random::secure()).unwrap();
-        let both = load_or_create(&folder.0, &at(11), &Random::secure()).unwrap();
+        rotate_keys(&folder.0, &at(1_000), &Random::secure()).unwrap();
+        let both = load_or_create(&folder.0, &at(1_001), &Random::secure()).unwrap();
         assert_eq!(both.public_keys().keys().len(), 2);
-        assert_eq!(both.public_keys().keys()[0], *first.newest().public());
-        assert_ne!(both.newest().public(), first.newest().public());
+        assert_eq!(both.public_keys().keys()[0], *first.keys()[0].public());
+        assert_eq!(both.keys().iter().map(SigningKey::made_at).collect::<Vec<_>>(), [9, 1_000]);
+    }
+
+    #[test]
+    fn which_key_signs() {
+        let known = u64::try_from(PUBLISHED_FIRST.as_millis()).unwrap();
+        let signs = |made_at: &[u64], now| signs(made_at.iter().copied(), now);
+        assert_eq!(signs(&[5], 5), 0, "one that is alone signs at once");
+        assert_eq!(signs(&[5, 1_000], 1_000 + known - 1), 0);
+        assert_eq!(signs(&[5, 1_000], 1_000 + known), 1);
+        assert_eq!(signs(&[5, 1_000, 2_000], 2_000), 0);
+        assert_eq!(signs(&[5, 1_000, 2_000], 1_000 + known), 1);
+        assert_eq!(signs(&[0, 0, u64::MAX], known), 1, "a name that tells no time is as good as old");
+    }
+
+    #[test]
+    fn who_may_read_a_key() {
+        let (us, root) = (Some(1000), 0);
+        for mode in [0o600, 0o400, 0o700] {
+            assert!(is_private(mode, 1000, us) && is_private(mode, root, us) && is_private(mode, root, None));
+        }
+        // A secret that is mounted for our group.
+        assert!(is_private(0o440, root, us) && is_private(0o640, root, us));
+        // A file of our own that our group may read, and a system that does not tell who we are.
+        assert!(
+            !is_private(0o440, 1000, us) && !is_private(0o640, 1000, us) && !is_private(0o440, root, None)
+        );
+        for mode in [0o460, 0o660, 0o450, 0o444, 0o604, 0o602, 0o601, 0o620, 0o610] {
+            assert!(!is_private(mode, root, us) && !is_private(mode, 1000, us), "{mode:o}");
+        }
+    }
+
+    #[test]
+    fn a_file_of_ours_tells_who_we_are() {
+        let folder = Folder::new("owner");
+        load_or_create(&folder.0, &at(5), &Random::secure()).unwrap();
+        assert_eq!(own_uid(), Some(fs::metadata(&folder.files()[0]).unwrap().uid()));
     }
 
     #[test]

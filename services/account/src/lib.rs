@@ -24,8 +24,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
+use cache::{Fenced, Life, Redis};
 use db::Db;
-use db::ids::{ID_LEASE_TABLE, Ids, IdsError};
+use db::ids::{Ids, IdsError};
 use serde::{Deserialize, Serialize};
 use serve::auth::{KeySet, Realm, Verifier};
 use serve::random::Random;
@@ -33,14 +34,26 @@ use telemetry::Registry;
 use tokio_util::sync::CancellationToken;
 use wire::time::Clock;
 
-pub use keys::{KeyError, rotate_keys};
+pub use keys::{KeyError, PUBLISHED_FIRST, rotate_keys};
 pub use limits::LoginLimits;
 pub use password::PasswordLimits;
 
 /// The schema of the service's database.
 pub const MIGRATIONS: &[db::Migration] = &[
-    db::Migration { number: 1, name: "account", sql: include_str!("../migrations/sqlite/0001_account.sql") },
-    db::Migration { number: 2, name: "id_lease", sql: ID_LEASE_TABLE },
+    db::Migration {
+        number: 1,
+        name: "account",
+        sqlite: include_str!("../migrations/sqlite/0001_account.sql"),
+        mysql: include_str!("../migrations/mysql/0001_account.sql"),
+    },
+    db::ids::migration(2),
+    db::Migration {
+        number: 3,
+        name: "version",
+        sqlite: include_str!("../migrations/sqlite/0003_version.sql"),
+        mysql: include_str!("../migrations/mysql/0003_version.sql"),
+    },
+    cache::mark::migration(4),
 ];
 
 /// How many rows one purge of expired tokens deletes at most, so that no write waits long behind it.
@@ -78,13 +91,16 @@ impl Default for Config {
 pub struct Parts {
     /// Its database, opened with [`MIGRATIONS`].
     pub db: Db,
+    /// Where the replicas share copies of customers' data, if others work on the database, too. All of them must use the same,
+    /// or none.
+    pub redis: Option<Redis>,
     /// The time.
     pub clock: Clock,
     /// Where tokens and salts come from.
     pub random: Random,
     /// Counts logins and refreshes.
     pub registry: Registry,
-    /// The folder of the signing keys; it is created if it is missing.
+    /// The folder of the signing keys, one for all replicas; it is created if it is missing.
     pub key_dir: PathBuf,
     /// Who the access tokens are issued by and for.
     pub realm: Realm,
@@ -95,7 +111,7 @@ pub struct Parts {
 /// Why the service does not start.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
-    /// No worker id for customers' ids could be leased.
+    /// No worker id for customers' ids could be leased, or the database failed otherwise.
     #[error("account: {0}")]
     Ids(#[from] IdsError),
     /// The signing keys could not be read or made.
@@ -116,7 +132,7 @@ pub enum StartError {
 /// The service, ready to be reached through its door.
 pub struct Account {
     service: Arc<http::Service>,
-    keys: KeySet,
+    key_dir: PathBuf,
     purge_interval: Duration,
 }
 
@@ -125,22 +141,25 @@ pub struct Account {
 /// # Errors
 /// See [`StartError`].
 pub async fn start(parts: Parts) -> Result<Account, StartError> {
-    let Parts { db, clock, random, registry, key_dir, realm, config } = parts;
+    let Parts { db, redis, clock, random, registry, key_dir, realm, config } = parts;
     config.check()?;
     let signing = keys::load_or_create(&key_dir, &clock, &random)?;
-    let public = signing.public_keys();
     let ids = Ids::lease(db.clone(), clock.clone()).await?;
+    let copies = match db.is_shared() {
+        true => Some(Fenced::new(Life::start(db.clone(), redis).await.map_err(IdsError::from)?, "customer")),
+        false => None,
+    };
     let service = http::Service {
-        store: store::Store::new(db),
+        store: store::Store::new(db, copies),
         ids,
-        verifier: Verifier::new(&public, &realm, clock.clone()),
+        verifier: Verifier::new(&signing.public_keys(), &realm, clock.clone()),
         issuer: tokens::Issuer::new(signing, realm, clock.clone(), random.clone(), &config),
         passwords: password::Passwords::new(&config.passwords, random),
         limiter: limits::Limiter::new(&config.logins, clock),
         metrics: http::Metrics::new(&registry),
     };
     let purge_interval = Duration::from_secs(config.purge_interval_seconds);
-    Ok(Account { service: Arc::new(service), keys: public, purge_interval })
+    Ok(Account { service: Arc::new(service), key_dir, purge_interval })
 }
 
 impl Config {
@@ -169,9 +188,9 @@ impl Account {
         self.service.verifier.clone()
     }
 
-    /// The public keys, for services elsewhere.
-    pub fn keys(&self) -> &KeySet {
-        &self.keys
+    /// The public keys, as they are published for services elsewhere.
+    pub fn keys(&self) -> KeySet {
+        self.service.issuer.public_keys()
     }
 
     /// Deletes up to [`PURGE_BATCH_ROWS`] expired refresh tokens, and families that have none left. Returns
@@ -183,8 +202,12 @@ impl Account {
         self.service.store.purge(self.service.issuer.now_seconds(), PURGE_BATCH_ROWS).await
     }
 
-    /// Purges what has expired, until `stop`.
+    /// Purges what has expired and follows the folder of the signing keys, until `stop`.
     pub async fn run(self, stop: CancellationToken) {
+        tokio::join!(self.purge(&stop), self.follow_keys(&stop));
+    }
+
+    async fn purge(&self, stop: &CancellationToken) {
         let mut pause = Duration::ZERO;
         loop {
             tokio::select! {
@@ -200,6 +223,37 @@ impl Account {
                     self.purge_interval
                 }
             };
+        }
+    }
+
+    async fn follow_keys(&self, stop: &CancellationToken) {
+        let (keeper, mut complaint) = (self.service.verifier.keeper(), String::new());
+        loop {
+            tokio::select! {
+                biased;
+                () = stop.cancelled() => return,
+                () = keeper.wanted() => {}
+                () = tokio::time::sleep(keys::REREAD) => {}
+            }
+            let dir = self.key_dir.clone();
+            let read = tokio::task::spawn_blocking(move || keys::load_existing(&dir)).await;
+            let problem = match read {
+                Ok(Ok(Some(keys))) => {
+                    self.service.issuer.replace_keys(&keys);
+                    keeper.replace(&keys.public_keys());
+                    complaint.clear();
+                    continue;
+                }
+                Ok(Ok(None)) => format!("{} holds no key", self.key_dir.display()),
+                Ok(Err(error)) => error.to_string(),
+                Err(error) => error.to_string(),
+            };
+            keeper.retain();
+            // Once, not every few seconds.
+            if complaint != problem {
+                tracing::error!(problem, "the signing keys cannot be read again; those that are known stay");
+                complaint = problem;
+            }
         }
     }
 }

@@ -1,12 +1,27 @@
 //! The SQL of customers and refresh tokens, one function a question.
 
-use db::{Db, Error, Tx, Value};
+use std::time::Duration;
+
+use cache::life::SETTLE;
+use cache::record::{Reader, Record, Writer};
+use cache::{Fenced, Looked};
+use db::{Db, Error, Set, Tx, Value};
+use tokio::time::Instant;
 
 use crate::model::{Person, Shipping};
 use crate::tokens::{Known, NewToken, TokenHash, Verdict, judge};
 
+/// How long a change waits, at most, until those who keep copies have given them up.
+const PUT_OFF_FOR: Duration = SETTLE.saturating_mul(3);
+/// How often it is tried meanwhile.
+const PUT_OFF_STEP: Duration = Duration::from_millis(50);
+
 /// The database behind its questions.
-pub(crate) struct Store(Db);
+pub(crate) struct Store {
+    db: Db,
+    /// Copies of customers that the replicas share; none where nobody else works on the database.
+    copies: Option<Fenced<StoredCustomer>>,
+}
 
 /// A customer to be created, with the refresh family of its sign-up.
 #[derive(Clone)]
@@ -27,17 +42,35 @@ pub(crate) struct Credentials {
     pub(crate) password_hash: String,
 }
 
-/// A stored name.
-pub(crate) struct StoredPerson {
+/// What is stored of a customer, without credentials.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct StoredCustomer {
     pub(crate) firstname: String,
     pub(crate) lastname: String,
     pub(crate) email: String,
-}
-
-/// A stored address.
-pub(crate) struct StoredShipping {
     pub(crate) address: String,
     pub(crate) phone_number: String,
+}
+
+impl Record for StoredCustomer {
+    const FORMAT: u8 = 1;
+
+    fn write(&self, to: &mut Writer) {
+        let StoredCustomer { firstname, lastname, email, address, phone_number } = self;
+        for text in [firstname, lastname, email, address, phone_number] {
+            to.text(text);
+        }
+    }
+
+    fn read(from: &mut Reader<'_>) -> Option<StoredCustomer> {
+        Some(StoredCustomer {
+            firstname: from.text()?,
+            lastname: from.text()?,
+            email: from.text()?,
+            address: from.text()?,
+            phone_number: from.text()?,
+        })
+    }
 }
 
 /// Whether an error says that the e-mail address or the phone number is taken.
@@ -46,13 +79,13 @@ pub(crate) fn is_duplicate(error: &Error) -> bool {
 }
 
 impl Store {
-    pub(crate) fn new(db: Db) -> Store {
-        Store(db)
+    pub(crate) fn new(db: Db, copies: Option<Fenced<StoredCustomer>>) -> Store {
+        Store { db, copies }
     }
 
     /// Creates the customer and its first refresh family, both or neither.
     pub(crate) async fn sign_up(&self, new: SignUp) -> Result<(), Error> {
-        self.0
+        self.db
             .write(move |tx| {
                 insert_customer(tx, &new)?;
                 insert_family(tx, new.family_id, new.customer_id, &new.token)
@@ -61,7 +94,7 @@ impl Store {
     }
 
     pub(crate) async fn credentials(&self, email_key: String) -> Result<Option<Credentials>, Error> {
-        self.0
+        self.db
             .read(move |tx| {
                 tx.query_opt(
                     "SELECT id, password_hash FROM customer WHERE email_key = ?",
@@ -79,7 +112,7 @@ impl Store {
         customer_id: u64,
         token: NewToken,
     ) -> Result<(), Error> {
-        self.0.write(move |tx| insert_family(tx, family_id, customer_id, &token)).await
+        self.db.write(move |tx| insert_family(tx, family_id, customer_id, &token)).await
     }
 
     /// Judges a presented refresh token and carries the verdict out. A refusal is an `Ok`: what it changed
@@ -90,7 +123,7 @@ impl Store {
         successor: NewToken,
         now: u64,
     ) -> Result<Verdict, Error> {
-        self.0
+        self.db
             .write(move |tx| {
                 let verdict = judge(find_token(tx, &presented)?, now);
                 match verdict {
@@ -115,7 +148,7 @@ impl Store {
         customer_id: u64,
         now: u64,
     ) -> Result<bool, Error> {
-        self.0
+        self.db
             .write(move |tx| {
                 let own = find_token(tx, &presented)?.filter(|token| token.customer_id == customer_id);
                 if let Some(token) = own {
@@ -126,90 +159,110 @@ impl Store {
             .await
     }
 
-    pub(crate) async fn person(&self, customer_id: u64) -> Result<Option<StoredPerson>, Error> {
-        self.0
-            .read(move |tx| {
-                tx.query_opt(
-                    "SELECT firstname, lastname, email FROM customer WHERE id = ?",
-                    &[Value::from(customer_id)],
-                    |row| {
-                        Ok(StoredPerson { firstname: row.get(0)?, lastname: row.get(1)?, email: row.get(2)? })
-                    },
-                )
-            })
-            .await
-    }
-
-    pub(crate) async fn shipping(&self, customer_id: u64) -> Result<Option<StoredShipping>, Error> {
-        self.0
-            .read(move |tx| {
-                tx.query_opt(
-                    "SELECT address, phone_number FROM customer WHERE id = ?",
-                    &[Value::from(customer_id)],
-                    |row| Ok(StoredShipping { address: row.get(0)?, phone_number: row.get(1)? }),
-                )
-            })
-            .await
+    /// What is stored of a customer. That there is none is never remembered.
+    pub(crate) async fn customer(&self, id: u64) -> Result<Option<StoredCustomer>, Error> {
+        let Some(copies) = &self.copies else {
+            return Ok(self.db.read(move |tx| find_customer(tx, id)).await?.map(|(_, customer)| customer));
+        };
+        let ticket = match copies.look(id).await {
+            Looked::Found(customer) => return Ok(Some(customer)),
+            Looked::Ask(ticket) => ticket,
+        };
+        let found = self.db.read(move |tx| find_customer(tx, id)).await?;
+        Ok(found.map(|(version, customer)| {
+            copies.keep(ticket, id, version, &customer);
+            customer
+        }))
     }
 
     /// Tells whether there is such a customer.
     pub(crate) async fn set_person(&self, customer_id: u64, person: Person) -> Result<bool, Error> {
-        self.0
-            .write(move |tx| {
-                let changed = tx.execute(
-                    "UPDATE customer SET firstname = ?, lastname = ?, email = ?, email_key = ? WHERE id = ?",
-                    &[
-                        Value::from(&person.firstname),
-                        Value::from(&person.lastname),
-                        Value::from(person.email.text()),
-                        Value::from(person.email.key()),
-                        Value::from(customer_id),
-                    ],
-                )?;
-                Ok(changed == 1)
-            })
-            .await
+        self.change(customer_id, move |tx| {
+            tx.execute(
+                "UPDATE customer SET firstname = ?, lastname = ?, email = ?, email_key = ?, version = version + 1
+                 WHERE id = ?",
+                &[
+                    Value::from(&person.firstname),
+                    Value::from(&person.lastname),
+                    Value::from(person.email.text()),
+                    Value::from(person.email.key()),
+                    Value::from(customer_id),
+                ],
+            )
+        })
+        .await
     }
 
     /// Tells whether there is such a customer.
     pub(crate) async fn set_shipping(&self, customer_id: u64, shipping: Shipping) -> Result<bool, Error> {
-        self.0
-            .write(move |tx| {
-                let changed = tx.execute(
-                    "UPDATE customer SET address = ?, phone_number = ?, phone_key = ? WHERE id = ?",
-                    &[
-                        Value::from(&shipping.address),
-                        Value::from(shipping.phone.text()),
-                        Value::from(shipping.phone.key()),
-                        Value::from(customer_id),
-                    ],
-                )?;
-                Ok(changed == 1)
-            })
-            .await
+        self.change(customer_id, move |tx| {
+            tx.execute(
+                "UPDATE customer SET address = ?, phone_number = ?, phone_key = ?, version = version + 1
+                 WHERE id = ?",
+                &[
+                    Value::from(&shipping.address),
+                    Value::from(shipping.phone.text()),
+                    Value::from(shipping.phone.key()),
+                    Value::from(customer_id),
+                ],
+            )
+        })
+        .await
+    }
+
+    /// Changes a customer, and tells those who keep copies before it is committed. Tells whether there is such a customer.
+    async fn change(
+        &self,
+        id: u64,
+        update: impl Fn(&mut Tx<'_>) -> Result<u64, Error> + Clone + Send + 'static,
+    ) -> Result<bool, Error> {
+        let until = Instant::now() + PUT_OFF_FOR;
+        loop {
+            let (update, copies) = (update.clone(), self.copies.clone());
+            let changed = self.db.write(move |tx| {
+                if update(tx)? == 0 {
+                    return Ok(false);
+                }
+                if let (Some(copies), Some((version, _))) = (&copies, find_customer(tx, id)?) {
+                    copies.announce(tx, std::iter::once((id, version)))?;
+                }
+                Ok(true)
+            });
+            match changed.await {
+                Err(Error::PutOff { .. }) if Instant::now() < until => tokio::time::sleep(PUT_OFF_STEP).await,
+                other => return other,
+            }
+        }
     }
 
     /// Deletes at most `max_rows` expired tokens, and as many expired families without tokens.
     pub(crate) async fn purge(&self, now: u64, max_rows: u32) -> Result<u64, Error> {
-        self.0
+        self.db
             .write(move |tx| {
-                let bounds = [Value::from(now), Value::from(max_rows)];
-                let tokens = tx.execute(
-                    "DELETE FROM refresh_token WHERE token_hash IN
-                     (SELECT token_hash FROM refresh_token WHERE expires_at <= ? ORDER BY expires_at LIMIT ?)",
-                    &bounds,
-                )?;
-                let families = tx.execute(
-                    "DELETE FROM refresh_family WHERE id IN
-                     (SELECT f.id FROM refresh_family f WHERE f.expires_at <= ?
-                      AND NOT EXISTS (SELECT 1 FROM refresh_token t WHERE t.family_id = f.id)
-                      ORDER BY f.expires_at LIMIT ?)",
-                    &bounds,
-                )?;
+                let tokens = purge_tokens(tx, now, max_rows)?;
+                let families = purge_families(tx, now, max_rows)?;
                 Ok(tokens.max(families))
             })
             .await
     }
+}
+
+/// A customer, with the version of the row.
+fn find_customer(tx: &mut Tx<'_>, id: u64) -> Result<Option<(u64, StoredCustomer)>, Error> {
+    tx.query_opt(
+        "SELECT version, firstname, lastname, email, address, phone_number FROM customer WHERE id = ?",
+        &[Value::from(id)],
+        |row| {
+            let customer = StoredCustomer {
+                firstname: row.get(1)?,
+                lastname: row.get(2)?,
+                email: row.get(3)?,
+                address: row.get(4)?,
+                phone_number: row.get(5)?,
+            };
+            Ok((row.get(0)?, customer))
+        },
+    )
 }
 
 fn insert_customer(tx: &mut Tx<'_>, new: &SignUp) -> Result<(), Error> {
@@ -290,4 +343,42 @@ fn revoke(tx: &mut Tx<'_>, family_id: u64, now: u64) -> Result<(), Error> {
         &[Value::from(now), Value::from(family_id)],
     )?;
     Ok(())
+}
+
+/// Looks first and deletes by key: MySQL takes no limit on what it reads from the table that it deletes from. By key, so that two
+/// replicas that purge at once lock in one order.
+fn purge_tokens(tx: &mut Tx<'_>, now: u64, max_rows: u32) -> Result<u64, Error> {
+    let mut expired = tx.query(
+        "SELECT token_hash FROM refresh_token WHERE expires_at <= ? ORDER BY expires_at LIMIT ?",
+        &[Value::from(now), Value::from(max_rows)],
+        |row| row.get::<Vec<u8>>(0),
+    )?;
+    expired.sort_unstable();
+    let mut set = Set::new();
+    for hash in &expired {
+        set.push(&[Value::from(hash)]);
+    }
+    tx.execute(
+        "{delete from refresh_token AS t join set(hash BLOB) AS s on t.token_hash = s.hash}",
+        &[Value::from(&set)],
+    )
+}
+
+fn purge_families(tx: &mut Tx<'_>, now: u64, max_rows: u32) -> Result<u64, Error> {
+    let mut expired = tx.query(
+        "SELECT f.id FROM refresh_family f WHERE f.expires_at <= ?
+         AND NOT EXISTS (SELECT 1 FROM refresh_token t WHERE t.family_id = f.id)
+         ORDER BY f.expires_at LIMIT ?",
+        &[Value::from(now), Value::from(max_rows)],
+        |row| row.get::<u64>(0),
+    )?;
+    expired.sort_unstable();
+    let mut set = Set::new();
+    for id in expired {
+        set.push(&[Value::from(id)]);
+    }
+    tx.execute(
+        "{delete from refresh_family AS f join set(id INT) AS s on f.id = s.id AND f.expires_at <= ?}",
+        &[Value::from(&set), Value::from(now)],
+    )
 }

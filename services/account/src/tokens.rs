@@ -9,18 +9,19 @@
 //! a refresh twice.
 
 use std::fmt;
+use std::sync::{Arc, PoisonError, RwLock};
 
 use aws_lc_rs::digest;
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use jsonwebtoken::{Algorithm, EncodingKey, Header};
 use serde::Serialize;
-use serve::auth::{Realm, TOKEN_TYPE};
+use serve::auth::{KeySet, Realm, TOKEN_TYPE};
 use serve::random::Random;
-use wire::time::Clock;
+use wire::time::{Clock, UnixMillis};
 
 use crate::Config;
-use crate::keys::SigningKeys;
+use crate::keys::{SigningKey, SigningKeys, signs};
 
 /// 256 bits: not to be guessed.
 const REFRESH_TOKEN_BYTES: usize = 32;
@@ -104,13 +105,40 @@ pub(crate) fn judge(known: Option<Known>, now_seconds: u64) -> Verdict {
 
 /// Makes tokens.
 pub(crate) struct Issuer {
-    key: EncodingKey,
-    header: Header,
+    signers: RwLock<Arc<Signers>>,
     realm: Realm,
     clock: Clock,
     random: Random,
     access_token_seconds: u64,
     refresh_token_seconds: u64,
+}
+
+/// The keys, made ready to sign.
+struct Signers {
+    all: Vec<Signer>,
+    public: KeySet,
+}
+
+struct Signer {
+    made_at: UnixMillis,
+    key: EncodingKey,
+    header: Header,
+}
+
+impl Signers {
+    fn new(keys: &SigningKeys) -> Signers {
+        let signer = |key: &SigningKey| {
+            let mut header = Header::new(Algorithm::EdDSA);
+            header.typ = Some(TOKEN_TYPE.to_owned());
+            header.kid = Some(key.public().kid().to_owned());
+            Signer { made_at: key.made_at(), key: EncodingKey::from_ed_der(key.pkcs8()), header }
+        };
+        Signers { all: keys.keys().iter().map(signer).collect(), public: keys.public_keys() }
+    }
+
+    fn at(&self, now: UnixMillis) -> &Signer {
+        &self.all[signs(self.all.iter().map(|signer| signer.made_at), now)]
+    }
 }
 
 #[derive(Serialize)]
@@ -132,12 +160,8 @@ impl Issuer {
         random: Random,
         config: &Config,
     ) -> Issuer {
-        let mut header = Header::new(Algorithm::EdDSA);
-        header.typ = Some(TOKEN_TYPE.to_owned());
-        header.kid = Some(keys.newest().public().kid().to_owned());
         Issuer {
-            key: EncodingKey::from_ed_der(keys.newest().pkcs8()),
-            header,
+            signers: RwLock::new(Arc::new(Signers::new(&keys))),
             realm,
             clock,
             random,
@@ -146,13 +170,28 @@ impl Issuer {
         }
     }
 
+    /// Signs with one of these keys from now on.
+    pub(crate) fn replace_keys(&self, keys: &SigningKeys) {
+        *self.signers.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(Signers::new(keys));
+    }
+
+    /// The public halves of its keys.
+    pub(crate) fn public_keys(&self) -> KeySet {
+        self.signers().public.clone()
+    }
+
+    fn signers(&self) -> Arc<Signers> {
+        Arc::clone(&self.signers.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
     pub(crate) fn now_seconds(&self) -> u64 {
         self.clock.now_seconds()
     }
 
     /// A signed access token.
     pub(crate) fn access_token(&self, customer_id: u64) -> Result<String, jsonwebtoken::errors::Error> {
-        let now = self.now_seconds();
+        let (millis, signers) = (self.clock.now(), self.signers());
+        let (now, signer) = (millis / 1000, signers.at(millis));
         let claims = AccessClaims {
             iss: &self.realm.issuer,
             aud: &self.realm.audience,
@@ -161,7 +200,7 @@ impl Issuer {
             exp: now.saturating_add(self.access_token_seconds),
             jti: URL_SAFE_NO_PAD.encode(self.random.bytes::<16>()),
         };
-        jsonwebtoken::encode(&self.header, &claims, &self.key)
+        jsonwebtoken::encode(&signer.header, &claims, &signer.key)
     }
 
     /// A new refresh token, and what to store of it.

@@ -1,0 +1,4 @@
+//! `http.rs` on MariaDB.
+
+#[path = "http.rs"]
+mod http;
