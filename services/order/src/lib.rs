@@ -5,6 +5,7 @@
 //!
 //! What never happens: an order that anybody but its customer sees, or two orders for one purchase.
 
+mod copies;
 mod http;
 mod orders;
 mod store;
@@ -20,16 +21,26 @@ use telemetry::metrics::PubsubMetrics;
 use tokio_util::sync::CancellationToken;
 use wire::time::Clock;
 
+pub use copies::Copies;
+
 /// The schema of the service's database.
 pub const MIGRATIONS: &[db::Migration] = &[
-    db::Migration { number: 1, name: "order", sql: include_str!("../migrations/sqlite/0001_order.sql") },
-    db::Migration { number: 2, name: "barrier", sql: barrier::SQLITE_TABLE },
+    db::Migration {
+        number: 1,
+        name: "order",
+        sqlite: include_str!("../migrations/sqlite/0001_order.sql"),
+        mysql: include_str!("../migrations/mysql/0001_order.sql"),
+    },
+    barrier::migration(2),
+    cache::mark::migration(3),
 ];
 
 /// What the service is made of.
 pub struct Parts {
     /// Its database, opened with [`MIGRATIONS`].
     pub db: Db,
+    /// Copies of orders; none where the database is as near.
+    pub copies: Option<Copies>,
     /// Where its commands come from.
     pub bus: Bus,
     /// The time.
@@ -48,6 +59,7 @@ pub struct Parts {
 pub fn router(parts: &Parts) -> Router {
     http::router(http::Door {
         db: parts.db.clone(),
+        copies: parts.copies.clone(),
         verifier: parts.verifier.clone(),
         products: parts.products.clone(),
     })

@@ -1,6 +1,7 @@
 //! Orders as a participant of the purchase saga: create one, delete it when the purchase is rolled back.
 
 use bytes::Bytes;
+use cache::mark::Mark;
 use db::{Error, Tx};
 use participant::{BadInput, Outcome, Participant, Undone, Work};
 use shop::purchase::Purchase;
@@ -27,6 +28,12 @@ impl Participant for Orders {
     fn undo(&self, tx: &mut Tx<'_>, work: &[Work<'_, Purchase>], (): &mut ()) -> Result<Vec<Undone>, Error> {
         store::delete(tx, work.iter().map(|work| work.saga))?;
         Ok(vec![Undone::Done; work.len()])
+    }
+
+    /// Their orders are never deleted any more.
+    fn ended_below(&self, tx: &mut Tx<'_>, below: u64) -> Result<(), Error> {
+        Mark::EndedBelow.ensure(tx)?;
+        Mark::EndedBelow.raise(tx, i64::try_from(below).unwrap_or(i64::MAX))
     }
 }
 

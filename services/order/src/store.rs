@@ -45,11 +45,45 @@ pub(crate) fn delete(tx: &mut Tx<'_>, ids: impl Iterator<Item = u64>) -> Result<
     Ok(())
 }
 
-/// The lines of an order, as JSON, if it is this customer's.
-pub(crate) fn items(tx: &mut Tx<'_>, id: u64, customer_id: u64) -> Result<Option<String>, Error> {
-    tx.query_opt(
-        "SELECT items FROM purchase_order WHERE id = ? AND customer_id = ?",
-        &[Value::from(id), Value::from(customer_id)],
-        |row| row.get(0),
-    )
+/// An order that was created.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Order {
+    pub(crate) customer_id: u64,
+    /// The lines, as JSON.
+    pub(crate) items: String,
+}
+
+/// An order, whoever's it is.
+pub(crate) fn by_id(tx: &mut Tx<'_>, id: u64) -> Result<Option<Order>, Error> {
+    tx.query_opt("SELECT customer_id, items FROM purchase_order WHERE id = ?", &[Value::from(id)], |row| {
+        Ok(Order { customer_id: row.get(0)?, items: row.get(1)? })
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use testdb::TestDb;
+
+    use super::*;
+    use crate::MIGRATIONS;
+
+    testdb::on_both! {
+        #[tokio::test]
+        orders_are_inserted_found_and_deleted;
+    }
+
+    async fn orders_are_inserted_found_and_deleted(at: &TestDb) {
+        let db = at.open(MIGRATIONS);
+        let order = |id| NewOrder { id, customer_id: 7, items: format!("[[{id},2,3]]"), created_at: 9 };
+        db.write(move |tx| insert(tx, (1..=3).map(order))).await.expect("orders");
+        let again = db.write(move |tx| insert(tx, [4, 2].map(order).into_iter())).await;
+        assert!(again.as_ref().is_err_and(|error| error.violates("purchase_order.id")), "{again:?}");
+        db.write(|tx| delete(tx, [1, 3, 99].into_iter())).await.expect("deleted");
+        let mut found = Vec::new();
+        for id in 1..=4 {
+            let order = db.read(move |tx| by_id(tx, id)).await.expect("an answer");
+            found.push(order.map(|order| (order.customer_id, order.items)));
+        }
+        assert_eq!(found, [None, Some((7, "[[2,2,3]]".to_owned())), None, None]);
+    }
 }

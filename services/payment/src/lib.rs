@@ -6,6 +6,7 @@
 //! What never happens: a payment that anybody but its customer sees, two payments for one purchase, or a payment that is
 //! taken back.
 
+mod copies;
 mod http;
 mod payments;
 mod store;
@@ -20,16 +21,25 @@ use telemetry::metrics::PubsubMetrics;
 use tokio_util::sync::CancellationToken;
 use wire::time::Clock;
 
+pub use copies::Copies;
+
 /// The schema of the service's database.
 pub const MIGRATIONS: &[db::Migration] = &[
-    db::Migration { number: 1, name: "payment", sql: include_str!("../migrations/sqlite/0001_payment.sql") },
-    db::Migration { number: 2, name: "barrier", sql: barrier::SQLITE_TABLE },
+    db::Migration {
+        number: 1,
+        name: "payment",
+        sqlite: include_str!("../migrations/sqlite/0001_payment.sql"),
+        mysql: include_str!("../migrations/mysql/0001_payment.sql"),
+    },
+    barrier::migration(2),
 ];
 
 /// What the service is made of.
 pub struct Parts {
     /// Its database, opened with [`MIGRATIONS`].
     pub db: Db,
+    /// Copies of payments; none where the database is as near.
+    pub copies: Option<Copies>,
     /// Where its commands come from.
     pub bus: Bus,
     /// The time.
@@ -46,7 +56,11 @@ pub struct Parts {
 
 /// Its HTTP routes.
 pub fn router(parts: &Parts) -> Router {
-    http::router(http::Door { db: parts.db.clone(), verifier: parts.verifier.clone() })
+    http::router(http::Door {
+        db: parts.db.clone(),
+        copies: parts.copies.clone(),
+        verifier: parts.verifier.clone(),
+    })
 }
 
 /// Takes part in purchase sagas until `stop`.

@@ -12,7 +12,9 @@ pub(crate) struct NewPayment<'a> {
 }
 
 /// A payment that was taken.
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Payment {
+    pub(crate) customer_id: u64,
     pub(crate) currency_code: String,
     pub(crate) amount: i64,
 }
@@ -43,11 +45,42 @@ pub(crate) fn insert<'a>(
     Ok(())
 }
 
-/// A payment, if it is this customer's.
-pub(crate) fn by_id(tx: &mut Tx<'_>, id: u64, customer_id: u64) -> Result<Option<Payment>, Error> {
+/// A payment, whoever's it is.
+pub(crate) fn by_id(tx: &mut Tx<'_>, id: u64) -> Result<Option<Payment>, Error> {
     tx.query_opt(
-        "SELECT currency_code, amount FROM payment WHERE id = ? AND customer_id = ?",
-        &[Value::from(id), Value::from(customer_id)],
-        |row| Ok(Payment { currency_code: row.get(0)?, amount: row.get(1)? }),
+        "SELECT customer_id, currency_code, amount FROM payment WHERE id = ?",
+        &[Value::from(id)],
+        |row| Ok(Payment { customer_id: row.get(0)?, currency_code: row.get(1)?, amount: row.get(2)? }),
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use testdb::TestDb;
+
+    use super::*;
+    use crate::MIGRATIONS;
+
+    testdb::on_both! {
+        #[tokio::test]
+        payments_are_inserted_and_found;
+    }
+
+    async fn payments_are_inserted_and_found(at: &TestDb) {
+        let db = at.open(MIGRATIONS);
+        let payment =
+            |id, amount| NewPayment { id, customer_id: 7, currency_code: "EUR", amount, created_at: 9 };
+        db.write(move |tx| insert(tx, [payment(1, 0), payment(2, i64::MAX)].into_iter()))
+            .await
+            .expect("payments");
+        db.write(|tx| insert(tx, std::iter::empty())).await.expect("nothing is nothing");
+        let negative = db.write(move |tx| insert(tx, [payment(3, 5), payment(4, -1)].into_iter())).await;
+        assert!(matches!(negative, Err(Error::Sql { .. })), "{negative:?}");
+        let mut found = Vec::new();
+        for id in 1..=3 {
+            let payment = db.read(move |tx| by_id(tx, id)).await.expect("an answer");
+            found.push(payment.map(|payment| (payment.customer_id, payment.currency_code, payment.amount)));
+        }
+        assert_eq!(found, [Some((7, "EUR".to_owned(), 0)), Some((7, "EUR".to_owned(), i64::MAX)), None]);
+    }
 }

@@ -6,7 +6,7 @@
 //! the copies have its amounts, before anybody is told of them.
 //!
 //! This holds for the participants that share the copies: those of one process. Where others sell from the same database, nobody
-//! may keep amounts.
+//! keeps amounts here; `shared.rs` is for that.
 //!
 //! What never happens: a client that has seen an amount, from wherever, is shown an older one; "there is no such product" is
 //! remembered.
@@ -15,6 +15,7 @@ use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use ::cache::record::{Reader, Record, Writer};
 use moka::sync::Cache;
 
 use crate::store::Product;
@@ -46,6 +47,27 @@ impl Known {
 
     fn left(&self) -> Option<i64> {
         Some(self.left.load(Ordering::Relaxed)).filter(|left| *left != UNKNOWN)
+    }
+}
+
+impl Record for Known {
+    const FORMAT: u8 = 1;
+
+    fn write(&self, to: &mut Writer) {
+        to.text(&self.name);
+        to.text(&self.description);
+        to.text(&self.brand_name);
+        to.signed(self.price);
+    }
+
+    fn read(from: &mut Reader<'_>) -> Option<Known> {
+        Some(Known {
+            name: from.text()?,
+            description: from.text()?,
+            brand_name: from.text()?,
+            price: from.signed()?,
+            left: AtomicI64::new(UNKNOWN),
+        })
     }
 }
 
@@ -144,6 +166,16 @@ impl ProductCache {
             copies: Cache::builder().weigher(weight).max_capacity(CACHE_BYTES).build(),
             sales: Arc::new(std::array::from_fn(|_| Mutex::default())),
         }
+    }
+
+    /// What a product is, if it is known.
+    pub(crate) fn facts(&self, id: u64) -> Option<Arc<Known>> {
+        self.copies.get(&id)
+    }
+
+    /// Keeps what another process knows of it.
+    pub(crate) fn keep_known(&self, id: u64, known: Known) -> Arc<Known> {
+        self.copies.get_with(id, || Arc::new(known))
     }
 
     pub(crate) fn price(&self, id: u64) -> Option<i64> {

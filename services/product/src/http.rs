@@ -9,10 +9,11 @@ use http::header::AUTHORIZATION;
 use http::request::Parts;
 use http::{HeaderMap, StatusCode};
 use serde::{Deserialize, Serialize};
-use serve::error::ApiError;
+use serve::error::{ApiError, RETRY_AFTER_SECONDS};
 use serve::extract::{Id, Json, Page};
 
 use crate::cache::Known;
+use crate::catalogue::CreateError;
 use crate::store::{self, Product};
 use crate::{CatalogWrite, MAX_AMOUNT, MAX_TEXT_CHARS, Service};
 
@@ -54,6 +55,16 @@ impl NewProduct {
     }
 }
 
+impl From<CreateError> for ApiError {
+    fn from(error: CreateError) -> ApiError {
+        match error {
+            CreateError::Ids(error) => error.into(),
+            CreateError::Database(error) => error.into(),
+            CreateError::TooLate => ApiError::unavailable(error.to_string(), RETRY_AFTER_SECONDS),
+        }
+    }
+}
+
 #[derive(Serialize)]
 struct Created {
     id: u64,
@@ -66,9 +77,8 @@ async fn create(
 ) -> Result<(StatusCode, Json<Created>), ApiError> {
     new.check()?;
     let NewProduct { name, description, brand_name, price, inventory } = new;
-    let id = service.ids.next().await?;
-    let product = Product { id, name, description, brand_name, price, inventory };
-    service.db.write(move |tx| store::insert(tx, &product)).await?;
+    let product = Product { id: 0, name, description, brand_name, price, inventory };
+    let id = service.catalogue.create(product).await?;
     Ok((StatusCode::CREATED, Json(Created { id })))
 }
 
@@ -111,16 +121,8 @@ struct Shown<'a> {
 }
 
 async fn show(State(service): State<Service>, Id(id): Id) -> Result<Response, ApiError> {
-    let (product, inventory) = match service.cache.get(id) {
-        Some(known) => known,
-        None => {
-            let before = service.cache.before(id);
-            let found = service.db.read(move |tx| store::by_id(tx, id)).await?;
-            let product = found.ok_or_else(|| ApiError::not_found("product not found"))?;
-            let inventory = product.inventory;
-            (service.cache.keep(before, product), inventory)
-        }
-    };
+    let found = service.catalogue.product(id).await?;
+    let (product, inventory) = found.ok_or_else(|| ApiError::not_found("product not found"))?;
     let Known { name, description, brand_name, price, .. } = &*product;
     Ok(Json(Shown { id, name, description, brand_name, price: *price, inventory }).into_response())
 }
@@ -140,7 +142,7 @@ struct Line {
 
 async fn list(State(service): State<Service>, page: Page) -> Result<Json<Catalogs>, ApiError> {
     let Page { offset, size } = page;
-    let lines = service.db.read(move |tx| store::list(tx, offset, size)).await?;
+    let lines = service.catalogue.db.read(move |tx| store::list(tx, offset, size)).await?;
     let line = |store::Listed { id, name, inventory, price }| Line { id, name, inventory, price };
     Ok(Json(Catalogs { catalogs: lines.into_iter().map(line).collect() }))
 }

@@ -7,16 +7,18 @@
 //! copy that is older than a purchase whose end anybody was told of.
 
 mod cache;
+mod catalogue;
 mod http;
+mod shared;
 mod stock;
 mod store;
 
-use std::collections::HashMap;
-
+use ::cache::Redis;
+use ::cache::members::hold_open;
 use axum::Router;
 use bus::Bus;
 use db::Db;
-use db::ids::{ID_LEASE_TABLE, Ids, IdsError};
+use db::ids::{Ids, IdsError};
 use participant::barrier;
 use shop::calls::{CheckProducts, GetProducts, ProductDetails, Unavailable};
 use shop::purchase::{INVENTORY_COMMANDS, ORCHESTRATOR};
@@ -25,6 +27,8 @@ use tokio_util::sync::CancellationToken;
 use wire::time::Clock;
 
 pub use cache::ProductCache;
+use catalogue::Catalogue;
+use shared::Shared;
 use store::Product;
 
 /// The largest price and the largest inventory: what a JSON number carries through JavaScript, 2^53 - 1.
@@ -35,9 +39,21 @@ pub const MAX_TEXT_CHARS: usize = 4_096;
 
 /// The schema of the service's database.
 pub const MIGRATIONS: &[db::Migration] = &[
-    db::Migration { number: 1, name: "product", sql: include_str!("../migrations/sqlite/0001_product.sql") },
-    db::Migration { number: 2, name: "barrier", sql: barrier::SQLITE_TABLE },
-    db::Migration { number: 3, name: "id_lease", sql: ID_LEASE_TABLE },
+    db::Migration {
+        number: 1,
+        name: "product",
+        sqlite: include_str!("../migrations/sqlite/0001_product.sql"),
+        mysql: include_str!("../migrations/mysql/0001_product.sql"),
+    },
+    barrier::migration(2),
+    db::ids::migration(3),
+    db::Migration {
+        number: 4,
+        name: "version",
+        sqlite: include_str!("../migrations/sqlite/0004_version.sql"),
+        mysql: include_str!("../migrations/mysql/0004_version.sql"),
+    },
+    ::cache::mark::migration(5),
 ];
 
 /// Who may create products.
@@ -56,8 +72,10 @@ pub enum CatalogWrite {
 pub struct Parts {
     /// Its database, opened with [`MIGRATIONS`].
     pub db: Db,
-    /// Its copies of products: one for all that work on this database, and they must be in one process.
+    /// Its copies of products: one for all in this process that work on this database.
     pub cache: ProductCache,
+    /// Where the replicas share copies, if others work on this database, too. All of them must use the same, or none.
+    pub redis: Option<Redis>,
     /// Where its commands come from.
     pub bus: Bus,
     /// The time.
@@ -72,9 +90,7 @@ pub struct Parts {
 
 #[derive(Clone)]
 struct Service {
-    db: Db,
-    cache: ProductCache,
-    ids: Ids,
+    catalogue: Catalogue,
     write: CatalogWrite,
 }
 
@@ -89,11 +105,16 @@ pub struct ProductService {
 /// # Errors
 /// When no worker id for its ids can be had.
 pub async fn start(parts: Parts) -> Result<ProductService, IdsError> {
-    let Parts { db, cache, bus, clock, write, metrics, settings } = parts;
+    let Parts { db, cache, redis, bus, clock, write, metrics, settings } = parts;
     let ids = Ids::lease(db.clone(), clock.clone()).await?;
-    let service = Service { db: db.clone(), cache: cache.clone(), ids, write };
+    let shared = match db.is_shared() {
+        true => Some(Shared::start(&db, redis, clock.clone()).await?),
+        false => None,
+    };
+    let amounts = shared.as_ref().map(|shared| shared.amounts.clone());
+    let catalogue = Catalogue { db: db.clone(), cache: cache.clone(), shared, ids };
     let stock = participant::Parts {
-        participant: stock::Stock { cache },
+        participant: stock::Stock { cache, shared: amounts },
         db,
         bus,
         commands: INVENTORY_COMMANDS,
@@ -102,7 +123,7 @@ pub async fn start(parts: Parts) -> Result<ProductService, IdsError> {
         metrics,
         settings,
     };
-    Ok(ProductService { service, stock })
+    Ok(ProductService { service: Service { catalogue, write }, stock })
 }
 
 impl ProductService {
@@ -113,38 +134,22 @@ impl ProductService {
 
     /// Answers which products exist, and at which price.
     pub fn check_products(&self) -> CheckProducts {
-        let Service { db, cache, .. } = self.service.clone();
+        let catalogue = self.service.catalogue.clone();
         CheckProducts::new(move |ids: Vec<u64>| {
-            let (db, cache) = (db.clone(), cache.clone());
-            async move {
-                let prices: Vec<Option<i64>> = ids.iter().map(|id| cache.price(*id)).collect();
-                if prices.iter().all(Option::is_some) {
-                    return Ok(prices);
-                }
-                let found = db.read(move |tx| Ok((store::products(tx, &ids)?, ids))).await;
-                let (products, ids) = found.map_err(unavailable)?;
-                let mut prices = HashMap::with_capacity(products.len());
-                for product in products {
-                    prices.insert(product.id, product.price);
-                    cache.keep_facts(product);
-                }
-                Ok(ids.iter().map(|id| prices.get(id).copied()).collect())
-            }
+            let catalogue = catalogue.clone();
+            async move { catalogue.prices(ids).await.map_err(unavailable) }
         })
     }
 
     /// Answers what is known of products.
     pub fn get_products(&self) -> GetProducts {
-        let db = self.service.db.clone();
+        let db = self.service.catalogue.db.clone();
         GetProducts::new(move |ids: Vec<u64>| {
             let db = db.clone();
             async move {
                 let products = db.read(move |tx| store::products(tx, &ids)).await.map_err(unavailable)?;
-                let details = |Product { id, name, description, brand_name, .. }: Product| ProductDetails {
-                    id,
-                    name,
-                    description,
-                    brand_name,
+                let details = |Product { id, name, description, brand_name, inventory, price }: Product| {
+                    ProductDetails { id, name, description, brand_name, inventory, price }
                 };
                 Ok(products.into_iter().map(details).collect())
             }
@@ -156,17 +161,22 @@ impl ProductService {
     /// # Errors
     /// When the database fails, or no ids can be had.
     pub async fn seed(&self) -> Result<usize, SeedError> {
+        let Catalogue { db, shared, ids, .. } = &self.service.catalogue;
         let mut products = demo_products();
-        let ids = self.service.ids.take(DEMO_PRODUCTS).await?;
-        for (product, id) in products.iter_mut().zip(ids) {
+        for (product, id) in products.iter_mut().zip(ids.take(DEMO_PRODUCTS).await?) {
             product.id = id;
         }
-        let created = self.service.db.write(move |tx| {
-            if !store::is_empty(tx)? {
+        let holds = shared.is_some();
+        let created = db.write(move |tx| {
+            if !store::insert_if_empty(tx, &products)? {
                 return Ok::<_, db::Error>(0);
             }
             for product in &products {
-                store::insert(tx, product)?;
+                if holds && !hold_open(tx, product.id)? {
+                    return Err(db::Error::PutOff {
+                        why: "the ids of the first products are too old by now",
+                    });
+                }
             }
             Ok(products.len())
         });

@@ -1,0 +1,62 @@
+//! Copies of orders, in this process and in Redis: of those whose saga has ended. Before that an order may still be deleted, because the
+//! payment is declined; after it, it neither changes nor goes.
+//!
+//! The purchase service tells the participants below which id every saga has ended, about ten minutes after it has. One replica hears
+//! of it and writes it down ([`Mark::EndedBelow`]); all read it there.
+
+use std::time::Duration;
+
+use cache::mark::{Mark, Watched};
+use cache::record::{Reader, Record, Writer};
+use cache::{Loaded, Redis};
+use db::{Db, Error};
+
+use crate::store::{self, Order};
+
+/// The copies kept in this process, in bytes.
+const LOCAL_BYTES: u64 = 16 << 20;
+/// How often the mark is read. It rises once in a while.
+const MARK_EVERY: Duration = Duration::from_secs(10);
+
+/// Copies of orders. Clones share them.
+#[derive(Clone)]
+pub struct Copies {
+    orders: cache::Copies<Order>,
+    ended_below: Watched,
+}
+
+impl Copies {
+    /// Copies that the replicas share in Redis, of orders in this database. Must be called on a tokio runtime.
+    pub fn new(redis: Redis, db: &Db) -> Copies {
+        Copies {
+            orders: cache::Copies::new(Some(redis), "order", LOCAL_BYTES),
+            ended_below: Watched::start(db.clone(), Mark::EndedBelow, MARK_EVERY),
+        }
+    }
+
+    /// An order, whoever's it is.
+    pub(crate) async fn order(&self, db: &Db, id: u64) -> Result<Option<Order>, Error> {
+        let is_final = u64::try_from(self.ended_below.value()).is_ok_and(|below| id < below);
+        if !is_final {
+            return db.read(move |tx| store::by_id(tx, id)).await;
+        }
+        let load = || async {
+            let found = db.read(move |tx| store::by_id(tx, id)).await?;
+            Ok(found.map_or(Loaded::Missing, Loaded::Final))
+        };
+        Ok(self.orders.get(id, load).await?.map(|order| (*order).clone()))
+    }
+}
+
+impl Record for Order {
+    const FORMAT: u8 = 1;
+
+    fn write(&self, to: &mut Writer) {
+        to.number(self.customer_id);
+        to.text(&self.items);
+    }
+
+    fn read(from: &mut Reader<'_>) -> Option<Order> {
+        Some(Order { customer_id: from.number()?, items: from.text()? })
+    }
+}
