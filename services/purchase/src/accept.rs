@@ -3,6 +3,9 @@
 //! What is written is the intent and the outbox in one. Once it is committed the purchase is accepted, whether or not the bus
 //! takes its start: the reconciler publishes the start of whatever is open and due.
 //!
+//! Where other replicas accept into the same database, two may be asked for the same key at once: the unique key makes one of
+//! their transactions fail, and it is run again, to find what the other accepted.
+//!
 //! What never happens: a 201 before the commit, an effect of a request that was refused, two purchases for one customer and key.
 
 use std::collections::HashMap;
@@ -13,12 +16,10 @@ use std::time::Duration;
 use bus::{Bus, Envelope, EnvelopeId};
 use db::Db;
 use db::ids::Ids;
-use futures_util::StreamExt;
-use futures_util::stream::FuturesUnordered;
 use saga::Mode;
 use shop::purchase::{ORCHESTRATOR, PURCHASE_SAGA, PURCHASE_SAGA_VERSION, Purchase};
 use tokio::sync::{mpsc, oneshot};
-use wire::messages::{self, About};
+use wire::messages::{About, Pen};
 use wire::time::{Clock, UnixMillis};
 
 use crate::admission::Place;
@@ -45,7 +46,8 @@ pub(crate) enum Accepted {
     OtherRequest(u64),
 }
 
-/// Why a request was not accepted. It had no effect.
+/// Why a request was not accepted. It had no effect, but where the outcome of the transaction is not known
+/// ([`db::Error::OutcomeUnknown`]): then it may be accepted all the same, and whoever asks again under its key is told.
 #[derive(Clone, Debug, thiserror::Error)]
 pub(crate) enum NotAccepted {
     /// More requests wait than may.
@@ -78,10 +80,9 @@ pub(crate) struct Settings {
     pub(crate) first_wake: Duration,
 }
 
-/// Batches that are being accepted at a time: while one is being written, the next one gathers and is handed to the
-/// database, so that it never waits for this task. Keys are looked up in the transaction that writes them, so two batches
-/// never accept one key twice.
-const BATCHES_IN_WORK: usize = 3;
+/// How often a batch is tried again because another replica has accepted one of its keys in the meantime: each time at least one key
+/// more is known. The database has run it again a few times itself by then.
+const MAX_RERUNS: u32 = 4;
 
 type Waiting = (Request, oneshot::Sender<Result<Accepted, NotAccepted>>);
 
@@ -124,20 +125,10 @@ pub(crate) fn start(parts: Parts) -> (Accept, impl Future<Output = ()> + Send) {
     let task = async move {
         let limit = parts.settings.batch_requests.min(parts.bus.limits().frame_envelopes);
         let mut batch = Vec::with_capacity(limit);
-        let mut in_work = FuturesUnordered::new();
-        loop {
-            tokio::select! {
-                biased;
-                Some(()) = in_work.next() => {}
-                taken = waiting.recv_many(&mut batch, limit), if in_work.len() < BATCHES_IN_WORK => {
-                    if taken == 0 {
-                        break;
-                    }
-                    in_work.push(parts.work_off(std::mem::replace(&mut batch, Vec::with_capacity(limit))));
-                }
-            }
+        // While a batch is being written, the next one gathers.
+        while waiting.recv_many(&mut batch, limit).await > 0 {
+            parts.work_off(&mut batch).await;
         }
-        while in_work.next().await.is_some() {}
     };
     (Accept { queue, bound_requests }, task)
 }
@@ -151,31 +142,36 @@ struct Committed {
     accepted: Vec<Accepted>,
     /// Likewise: whether it is a new purchase.
     is_new: Vec<bool>,
-    /// The new ones.
-    new: Vec<NewPurchase>,
+    /// The rows as the new ones were inserted.
+    rows: Arc<Vec<NewPurchase>>,
+    /// The number of an end before all of theirs.
+    after: u64,
 }
 
 impl Parts {
-    async fn work_off(&self, batch: Vec<Waiting>) {
-        let (mut requests, mut places, mut answers) = (Vec::new(), Vec::new(), Vec::new());
-        for (Request { purchase, key, trace, place }, answer) in batch {
+    async fn work_off(&self, batch: &mut Vec<Waiting>) {
+        let count = batch.len();
+        let (mut requests, mut places) = (Vec::with_capacity(count), Vec::with_capacity(count));
+        let mut answers = Vec::with_capacity(count);
+        for (Request { purchase, key, trace, place }, answer) in batch.drain(..) {
             requests.push((purchase, key, trace));
             places.push(place);
             answers.push(answer);
         }
         self.metrics.accept_batch(requests.len());
         match self.commit(requests).await {
-            Ok(Committed { accepted, is_new, new }) => {
+            Ok(Committed { accepted, is_new, rows, after }) => {
                 failpoint::hit("purchase.accept.committed");
                 // A repeated request was admitted on top of the purchase that it repeats.
-                let new_places = places.into_iter().zip(is_new).filter(|(_, is_new)| *is_new);
+                let new_places = places.into_iter().zip(&is_new).filter(|(_, is_new)| **is_new);
                 new_places.for_each(|(place, _)| place.keep());
                 for (answer, accepted) in answers.into_iter().zip(accepted) {
                     // Whoever asked may have gone; the purchase is accepted all the same.
                     let _ = answer.send(Ok(accepted));
                 }
+                let new: Vec<&NewPurchase> = new(&rows, &is_new).collect();
                 self.metrics.started(new.len());
-                self.begin(&new).await;
+                self.begin(after, &new).await;
             }
             Err(error) => {
                 drop(places);
@@ -195,23 +191,28 @@ impl Parts {
         let wanted: Arc<Vec<NewPurchase>> = Arc::new(
             requests.into_iter().zip(ids).map(|(request, id)| self.new_purchase(request, id, now)).collect(),
         );
-        let rows = Arc::clone(&wanted);
-        let (accepted, is_new) = self
-            .db
-            .write(move |tx| {
-                let keys =
-                    rows.iter().filter_map(|row| Some((row.customer_id, row.key.as_ref()?.key.as_str())));
-                let earlier = store::by_keys(tx, keys)?;
-                let (accepted, is_new) = sort_out(&rows, earlier);
-                let new = rows.iter().zip(&is_new).filter(|(_, is_new)| **is_new).map(|(row, _)| row);
-                store::insert(tx, new)?;
-                failpoint::hit("purchase.accept.before_commit");
-                Ok::<_, db::Error>((accepted, is_new))
-            })
-            .await?;
-        let flagged = wanted.iter().zip(&is_new).filter(|(_, is_new)| **is_new);
-        let new = flagged.map(|(row, _)| row.clone()).collect();
-        Ok(Committed { accepted, is_new, new })
+        let after = self.live.announced();
+        let mut reruns = 0;
+        let (accepted, is_new) = loop {
+            match self.write(Arc::clone(&wanted)).await {
+                Err(error) if reruns < MAX_RERUNS && store::is_key_taken(&error) => reruns += 1,
+                written => break written?,
+            }
+        };
+        Ok(Committed { accepted, is_new, rows: wanted, after })
+    }
+
+    /// Writes those that are new; what each is accepted as, and whether it is new.
+    async fn write(&self, rows: Arc<Vec<NewPurchase>>) -> Result<(Vec<Accepted>, Vec<bool>), db::Error> {
+        let write = move |tx: &mut db::Tx<'_>| {
+            let keys = rows.iter().filter_map(|row| Some((row.customer_id, row.key.as_ref()?.key.as_str())));
+            let earlier = store::by_keys(tx, keys)?;
+            let (accepted, is_new) = sort_out(&rows, earlier);
+            store::insert(tx, new(&rows, &is_new))?;
+            failpoint::hit("purchase.accept.before_commit");
+            Ok((accepted, is_new))
+        };
+        self.db.write(write).await
     }
 
     fn new_purchase(&self, wanted: Wanted, id: u64, now: UnixMillis) -> NewPurchase {
@@ -231,21 +232,22 @@ impl Parts {
     }
 
     /// Starts the sagas of new purchases. If the bus does not take them now, the reconciler starts them later.
-    async fn begin(&self, new: &[NewPurchase]) {
+    async fn begin(&self, after: u64, new: &[&NewPurchase]) {
         if new.is_empty() {
             return;
         }
-        let open = |new: &NewPurchase| OpenPurchase {
+        let open = |new: &&NewPurchase| OpenPurchase {
             id: new.id,
             customer_id: new.customer_id,
             created_at: new.created_at,
         };
-        if self.live.opened(new.iter().map(open).collect()).await.is_err() {
+        if self.live.opened(after, new.iter().map(open).collect()).await.is_err() {
             tracing::debug!("nobody watches purchases any more: the service is stopping");
         }
+        let mut pen = Pen::for_messages(new.len());
         let frame = new
             .iter()
-            .map(|new| start_message(new.id, Mode::Execute, new.created_at, &new.input, &new.trace))
+            .map(|new| start_message(new.id, Mode::Execute, new.created_at, &new.input, &new.trace, &mut pen))
             .collect();
         match self.bus.publish(ORCHESTRATOR, frame).await {
             Ok(()) => {
@@ -259,6 +261,11 @@ impl Parts {
         }
         failpoint::hit("purchase.accept.published");
     }
+}
+
+/// Those of the rows that are new.
+fn new<'r>(rows: &'r [NewPurchase], is_new: &'r [bool]) -> impl Iterator<Item = &'r NewPurchase> {
+    rows.iter().zip(is_new).filter(|(_, is_new)| **is_new).map(|(row, _)| row)
 }
 
 /// What each request is accepted as, and whether it is new. Requests of one batch may repeat each other.
@@ -295,10 +302,11 @@ pub(crate) fn start_message(
     started_at: UnixMillis,
     input: &[u8],
     trace: &str,
+    pen: &mut Pen,
 ) -> Envelope {
     let token = saga::Token { saga: id, mode, path: saga::Path::new() };
     let about = About::new(PURCHASE_SAGA, PURCHASE_SAGA_VERSION, started_at, input, trace.as_bytes());
-    Envelope { id: EnvelopeId::of(id, mode as u64), body: messages::start(&token, &about) }
+    Envelope { id: EnvelopeId::of(id, mode as u64), body: pen.start(&token, &about) }
 }
 
 pub(crate) fn millis(duration: Duration) -> u64 {

@@ -1,5 +1,8 @@
 //! How many purchases may be open at a time, in all and for one customer. What goes beyond is refused before it has had any
 //! effect, so that an overload never becomes a backlog that nobody waits for any more.
+//!
+//! Of several replicas each counts what it accepted itself; the bounds are those of one replica. What was counted in stays so until the
+//! live view closes it: because it has ended, by whichever way that becomes known, or because it was left to an operator.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -18,7 +21,7 @@ pub(crate) struct Place {
 }
 
 impl Place {
-    /// From now on it stands for a purchase: whoever learns of its end counts it out.
+    /// From now on it stands for a purchase: the live view counts it out.
     pub(crate) fn keep(mut self) {
         self.kept = true;
     }

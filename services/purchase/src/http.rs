@@ -1,15 +1,18 @@
 //! Purchases over HTTP: buy, follow, look up.
 
+use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
 
 use aws_lc_rs::digest::{SHA256, digest};
 use axum::Router;
-use axum::extract::{FromRef, RawQuery, State as Shared};
-use axum::response::sse::{KeepAlive, Sse};
-use axum::response::{IntoResponse, Response};
+use axum::body::Body;
+use axum::extract::{FromRef, FromRequestParts, RawQuery, State as Shared};
+use axum::response::Response;
 use axum::routing::{get, post};
-use http::{HeaderMap, HeaderValue, StatusCode};
+use http::header::{CACHE_CONTROL, CONTENT_TYPE};
+use http::request;
+use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 use saga::{Definition, Path};
 use serde::{Deserialize, Serialize};
 use serve::auth::{Customer, Verifier};
@@ -26,11 +29,14 @@ use wire::time::Clock;
 use crate::accept::{Accept, Accepted, NotAccepted, Request, millis, repeated};
 use crate::admission::{Admission, Refused};
 use crate::cursor::Cursor;
-use crate::live::{Live, NoStream};
+use crate::live::{Live, NoStream, Stopped};
 use crate::model::{Cart, status_name};
 use crate::reconcile::Reconciler;
 use crate::store::{self, Key, Shown};
 use crate::stream;
+
+static IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
+static TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
 
 /// The longest Idempotency-Key, in characters.
 const MAX_KEY_CHARS: usize = 255;
@@ -40,8 +46,8 @@ const MAX_LOOK_BACK: u32 = 1_000;
 const MAX_LISTED_FOR_OPERATOR: u32 = 1_000;
 /// The random bytes of a trace: its id and that of its first span.
 const TRACE_BYTES: usize = 24;
-/// How often a silent stream says that it is alive.
-const KEEP_ALIVE: Duration = Duration::from_secs(15);
+/// How long a stream waits for what another replica has told its client already.
+const REACH_PATIENCE: Duration = Duration::from_secs(5);
 
 /// What the handlers work with. Every request gets a handle to it.
 #[derive(Clone)]
@@ -116,15 +122,30 @@ struct Bought {
     purchase_id: u64,
 }
 
+/// The headers that say something about a purchase. Not all headers: they would be copied.
+struct Wishes {
+    key: Option<HeaderValue>,
+    trace: Option<HeaderValue>,
+}
+
+impl<S: Sync> FromRequestParts<S> for Wishes {
+    type Rejection = Infallible;
+
+    async fn from_request_parts(parts: &mut request::Parts, _: &S) -> Result<Wishes, Infallible> {
+        let header = |name| parts.headers.get(name).cloned();
+        Ok(Wishes { key: header(&IDEMPOTENCY_KEY), trace: header(&TRACEPARENT) })
+    }
+}
+
 async fn buy(
     Customer(customer_id): Customer,
     Shared(door): Shared<Door>,
-    headers: HeaderMap,
+    wishes: Wishes,
     Json(request): Json<PurchaseRequest>,
 ) -> Result<(StatusCode, Json<Bought>), ApiError> {
     let items = request.purchase_items.iter().map(|item| (item.product_id, item.amount));
     let cart = Cart::new(items, request.payment.currency_code, door.max_cart_lines)?;
-    let key = idempotency_key(&headers, &cart)?;
+    let key = idempotency_key(wishes.key.as_ref(), &cart)?;
     let place = match door.admission.enter(customer_id) {
         Ok(place) => place,
         Err(refused) => return answer(earlier(&door, customer_id, key).await?.ok_or_else(|| full(refused))?),
@@ -134,7 +155,7 @@ async fn buy(
         ApiError::unavailable("the catalogue is not available", RETRY_AFTER_SECONDS)
     })?;
     let purchase = cart.priced(customer_id, &prices)?;
-    let trace = trace(&headers, &door.random).to_string();
+    let trace = trace(wishes.trace.as_ref(), &door.random).to_string();
     answer(door.accept.accept(Request { purchase, key, trace, place }).await?)
 }
 
@@ -177,8 +198,8 @@ impl From<NotAccepted> for ApiError {
 }
 
 /// The key of draft-ietf-httpapi-idempotency-key-header, in the bare form that clients send as well as in quotes.
-fn idempotency_key(headers: &HeaderMap, cart: &Cart) -> Result<Option<Key>, ApiError> {
-    let Some(value) = headers.get("idempotency-key") else { return Ok(None) };
+fn idempotency_key(given: Option<&HeaderValue>, cart: &Cart) -> Result<Option<Key>, ApiError> {
+    let Some(value) = given else { return Ok(None) };
     let text = value.to_str().unwrap_or_default();
     let key = text.strip_prefix('"').and_then(|text| text.strip_suffix('"')).unwrap_or(text);
     let printable = key.bytes().all(|byte| matches!(byte, b' '..=b'~'));
@@ -192,14 +213,14 @@ fn idempotency_key(headers: &HeaderMap, cart: &Cart) -> Result<Option<Key>, ApiE
 }
 
 /// The caller's trace, or a new one.
-fn trace(headers: &HeaderMap, random: &Random) -> TraceContext {
+fn trace(given: Option<&HeaderValue>, random: &Random) -> TraceContext {
     // A call of the generator costs the same for few bytes and for many.
     let (bytes, mut used) = (random.bytes::<TRACE_BYTES>(), 0);
     let fill = |wanted: &mut [u8]| {
         wanted.copy_from_slice(&bytes[used..used + wanted.len()]);
         used += wanted.len();
     };
-    let given = headers.get("traceparent").and_then(|value| value.to_str().ok()?.parse().ok());
+    let given = given.and_then(|value| value.to_str().ok()?.parse().ok());
     match given {
         Some(caller) => TraceContext::child(&caller, fill),
         None => TraceContext::generate(fill, true),
@@ -213,6 +234,9 @@ async fn results(
     RawQuery(query): RawQuery,
 ) -> Result<Response, ApiError> {
     let cursor = cursor(&headers, query.as_deref())?;
+    if let Some(cursor) = &cursor {
+        reach(&door, cursor).await?;
+    }
     let subscription = door.live.subscribe(customer_id).await.map_err(|no_stream| match no_stream {
         NoStream::TooMany => ApiError::unavailable("too many streams are open", RETRY_AFTER_SECONDS),
         NoStream::TooManyOfCustomer => ApiError::too_many_requests(RETRY_AFTER_SECONDS),
@@ -220,16 +244,38 @@ async fn results(
     })?;
     let announced = subscription.announced;
     let cursor = match cursor {
-        Some(cursor) if cursor.finished <= announced => cursor,
+        Some(cursor) if cursor.finished() <= announced => cursor,
         // A number that was never given out comes from another database: it says nothing about this one.
         Some(_) | None => Cursor::after(look_back(&door, customer_id, announced).await?),
     };
     let (db, definition, stop) = (door.db.clone(), Arc::clone(&door.definition), door.stop.clone());
     let parts = stream::Parts { db, definition, customer_id, cursor, subscription, stop };
-    let keep_alive = KeepAlive::new().interval(KEEP_ALIVE);
-    let mut response = Sse::new(stream::events(parts)).keep_alive(keep_alive).into_response();
-    response.headers_mut().insert("x-accel-buffering", HeaderValue::from_static("no"));
+    let mut response = Response::new(Body::from_stream(stream::events(parts)));
+    let headers = response.headers_mut();
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static("text/event-stream"));
+    headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-cache"));
+    headers.insert("x-accel-buffering", HeaderValue::from_static("no"));
     Ok(response)
+}
+
+/// A client that comes from another replica may have been told of ends that were not heard of here yet. Its stream begins once
+/// they are: before, what has ended would be told to it as open.
+async fn reach(door: &Door, cursor: &Cursor) -> Result<(), ApiError> {
+    if cursor.finished() <= door.live.announced() {
+        return Ok(());
+    }
+    let last = door.db.read(store::last_finished_no).await;
+    if cursor.finished() > last.map_err(|error: db::Error| ApiError::from(error))? {
+        // It comes from another database; there is nothing to wait for.
+        return Ok(());
+    }
+    match tokio::time::timeout(REACH_PATIENCE, door.live.reach(cursor.finished())).await {
+        Ok(Ok(())) => Ok(()),
+        Ok(Err(Stopped)) => Err(ApiError::unavailable("the shop is stopping", RETRY_AFTER_SECONDS)),
+        Err(_) => {
+            Err(ApiError::unavailable("what other replicas did cannot be read now", RETRY_AFTER_SECONDS))
+        }
+    }
 }
 
 /// Where a client is that does not say so: before the purchases that ended a moment ago, so that one who buys first and listens

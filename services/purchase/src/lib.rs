@@ -7,6 +7,7 @@
 //! - `results`: the end of a saga is written, then announced.
 //! - `reconcile`: whatever is open and due is started again.
 //! - `live`, `cursor`, `stream`: who watches, and what is sent to whom.
+//! - `follow`, `feed`, `news`: what other replicas on the same database do, from the database and from each other.
 //! - `http`, `store`, `model`, `admission`, `metrics`.
 //!
 //! What never happens: an accepted purchase that is not in the database, one that is open and never due, one that
@@ -15,10 +16,13 @@
 mod accept;
 mod admission;
 mod cursor;
+mod feed;
+mod follow;
 mod http;
 mod live;
 mod metrics;
 mod model;
+mod news;
 mod reconcile;
 mod results;
 mod store;
@@ -31,28 +35,35 @@ use std::time::Duration;
 use axum::Router;
 use bus::Bus;
 use db::Db;
-use db::ids::{ID_LEASE_TABLE, Ids, IdsError};
+use db::ids::{Ids, IdsError};
+use live::Replicas;
 use serve::auth::Verifier;
 use serve::random::Random;
 use shop::calls::CheckProducts;
 use shop::purchase::purchase_saga;
 use telemetry::Registry;
 use telemetry::metrics::PubsubMetrics;
+use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use wire::time::Clock;
+
+pub use feed::Feed;
 
 /// The schema of the service's database.
 pub const MIGRATIONS: &[db::Migration] = &[
     db::Migration {
         number: 1,
         name: "purchase",
-        sql: include_str!("../migrations/sqlite/0001_purchase.sql"),
+        sqlite: include_str!("../migrations/sqlite/0001_purchase.sql"),
+        mysql: include_str!("../migrations/mysql/0001_purchase.sql"),
     },
-    db::Migration { number: 2, name: "id_lease", sql: ID_LEASE_TABLE },
+    db::ids::migration(2),
     db::Migration {
         number: 3,
         name: "lifecycle",
-        sql: include_str!("../migrations/sqlite/0003_lifecycle.sql"),
+        sqlite: include_str!("../migrations/sqlite/0003_lifecycle.sql"),
+        // MySQL came later: its first schema has these tables.
+        mysql: "",
     },
 ];
 
@@ -92,6 +103,9 @@ pub struct Config {
     pub max_streams_per_customer: usize,
     /// Reports of sagas that are written in one transaction at most.
     pub result_batch_messages: usize,
+    /// Whether other replicas work on the same database even if it is a file; on a server they may, whatever is said here. A
+    /// start then takes nothing over, and what they do is followed.
+    pub replicated: bool,
 }
 
 impl Default for Config {
@@ -113,6 +127,7 @@ impl Default for Config {
             max_streams: 16_384,
             max_streams_per_customer: 32,
             result_batch_messages: 512,
+            replicated: false,
         }
     }
 }
@@ -125,6 +140,8 @@ pub struct Parts {
     pub db: Db,
     /// Where starts go to and reports come from.
     pub bus: Bus,
+    /// How the replicas of the service hear of each other.
+    pub feed: Feed,
     /// The time.
     pub clock: Clock,
     /// Where new traces get their ids from.
@@ -165,14 +182,14 @@ pub struct PurchaseService {
     pub adopted: usize,
 }
 
-/// Prepares the service and adopts what is open. The caller runs the tasks: two of them end with [`Parts::stop`], the
+/// Prepares the service and adopts what is open. The caller runs the tasks: some end with [`Parts::stop`], the
 /// others when the service and everything that was made from it is dropped, with their work done.
 ///
 /// # Errors
 /// See [`StartError`].
 pub async fn start(parts: Parts) -> Result<(PurchaseService, Vec<Task>), StartError> {
-    let Parts { config, db, bus, clock, random, verifier, products, registry, metrics, stop_streams, stop } =
-        parts;
+    let Parts { config, db, bus, feed, clock, random, verifier, products, .. } = parts;
+    let Parts { registry, metrics, stop_streams, stop, .. } = parts;
     let ids = Ids::lease(db.clone(), clock.clone()).await?;
     let definition = Arc::new(purchase_saga());
     let admission = admission::Admission::new(config.max_in_flight, config.max_open_per_customer);
@@ -184,10 +201,36 @@ pub async fn start(parts: Parts) -> Result<(PurchaseService, Vec<Task>), StartEr
         max_streams: config.max_streams,
         max_streams_per_customer: config.max_streams_per_customer,
     };
-    let (live, watching) = live::Live::start(announced, bounds);
-    // The rest of the start already sends to it.
-    let watching = tokio::spawn(watching);
-    tasks.push(("purchase live view", Box::pin(async move { ended_well(watching.await) })));
+    let replicas = if config.replicated || db.is_shared() { Replicas::Many } else { Replicas::One };
+    let mut live_parts = live::Parts {
+        announced,
+        bounds,
+        admission: admission.clone(),
+        others: feed::Outgoing::nobody(),
+        reader: None,
+    };
+    let live = match replicas {
+        Replicas::One => start_live(live_parts, &mut tasks),
+        Replicas::Many => {
+            let metrics = metrics::FeedMetrics::new(&registry);
+            let own = news::ReplicaId(u64::from_be_bytes(random.bytes()));
+            let (reader, missing) = mpsc::channel(1);
+            live_parts.reader = Some(reader);
+            let ends = feed.open(own, &metrics);
+            if let Some(feed::Ends { outgoing, .. }) = &ends {
+                live_parts.others = outgoing.clone();
+            }
+            let live = start_live(live_parts, &mut tasks);
+            if let Some(feed::Ends { sending, hearing, .. }) = ends {
+                tasks.push(("purchase news to others", Box::pin(sending.run())));
+                tasks.push(("purchase news of others", Box::pin(hearing.run(live.clone(), stop.clone()))));
+            }
+            let (db, clock) = (db.clone(), clock.clone());
+            let follower = follow::Follower { db, live: live.clone(), clock, missing, metrics };
+            tasks.push(("purchase follower", Box::pin(follower.run(stop.clone()))));
+            live
+        }
+    };
 
     let reconciler = reconcile::Reconciler {
         db: db.clone(),
@@ -203,6 +246,7 @@ pub async fn start(parts: Parts) -> Result<(PurchaseService, Vec<Task>), StartEr
             look_interval: config.look_interval,
             purge_interval: config.purge_interval,
             purge_grace: config.purge_grace,
+            replicas,
         },
     };
     let adopted = reconciler.adopt().await?;
@@ -229,7 +273,6 @@ pub async fn start(parts: Parts) -> Result<(PurchaseService, Vec<Task>), StartEr
         bus,
         definition: Arc::clone(&definition),
         live: live.clone(),
-        admission: admission.clone(),
         metrics: sagas,
         pubsub: metrics,
         batch_messages: config.result_batch_messages,
@@ -239,7 +282,7 @@ pub async fn start(parts: Parts) -> Result<(PurchaseService, Vec<Task>), StartEr
     let door = Arc::new(http::Parts {
         db,
         clock,
-        random,
+        random: random.for_ids(),
         verifier,
         products,
         definition,
@@ -251,6 +294,14 @@ pub async fn start(parts: Parts) -> Result<(PurchaseService, Vec<Task>), StartEr
         stop: stop_streams,
     });
     Ok((PurchaseService { door, reconciler, adopted }, tasks))
+}
+
+/// The rest of the start already sends to it, so it runs at once.
+fn start_live(parts: live::Parts, tasks: &mut Vec<Task>) -> live::Live {
+    let (live, watching) = live::Live::start(parts);
+    let watching = tokio::spawn(watching);
+    tasks.push(("purchase live view", Box::pin(async move { ended_well(watching.await) })));
+    live
 }
 
 /// A task that panicked takes whoever waits for it along.

@@ -17,8 +17,17 @@ struct Outcome {
     outcome: &'static str,
 }
 
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct What {
+    what: &'static str,
+}
+
 /// `saga_started_total`, `saga_finished_total{outcome}`, `saga_duration_seconds{outcome}`, `saga_in_flight`,
 /// `saga_oldest_unfinished_seconds`, `saga_parked`.
+///
+/// Of several replicas on one database each counts what it did itself: what it accepted (started, in flight) and whose end it
+/// wrote (finished, duration). These add up. The oldest unfinished saga and the parked ones are read from the
+/// database: each replica tells the same.
 #[derive(Clone)]
 pub(crate) struct SagaMetrics(Arc<Series>);
 
@@ -52,7 +61,11 @@ impl SagaMetrics {
                 "Time from acceptance to the recorded end, by how the saga ended",
                 series.duration.clone(),
             );
-            registry.register("saga_in_flight", "Sagas accepted and not ended", series.in_flight.clone());
+            registry.register(
+                "saga_in_flight",
+                "Sagas accepted here and not ended",
+                series.in_flight.clone(),
+            );
             registry.register(
                 "saga_oldest_unfinished_seconds",
                 "Age of the oldest saga that has not ended",
@@ -86,5 +99,56 @@ impl SagaMetrics {
         self.0.in_flight.set(i64::try_from(in_flight).unwrap_or(i64::MAX));
         self.0.oldest_unfinished.set(i64::try_from(oldest_milliseconds / 1_000).unwrap_or(i64::MAX));
         self.0.parked.set(i64::try_from(parked).unwrap_or(i64::MAX));
+    }
+}
+
+/// What is counted about news between replicas: `saga_news_total{what}` and `saga_ends_missed_total`.
+#[derive(Clone, Debug)]
+pub(crate) struct FeedMetrics(Arc<FeedSeries>);
+
+#[derive(Debug)]
+struct FeedSeries {
+    sent: Counter,
+    heard: Counter,
+    dropped: Counter,
+    missed: Counter,
+}
+
+impl FeedMetrics {
+    /// Registers the series.
+    pub(crate) fn new(registry: &Registry) -> FeedMetrics {
+        let news: Family<What, Counter> = Family::default();
+        let what = |what| news.get_or_create_owned(&What { what });
+        let (sent, heard, dropped) = (what("sent"), what("heard"), what("dropped"));
+        let series = FeedSeries { sent, heard, dropped, missed: Counter::default() };
+        registry.with(|registry| {
+            registry.register(
+                "saga_news",
+                "Messages between the replicas of the purchase service: sent, heard, dropped",
+                news,
+            );
+            registry.register(
+                "saga_ends_missed",
+                "Ends of sagas read from the database because their news did not come",
+                series.missed.clone(),
+            );
+        });
+        FeedMetrics(Arc::new(series))
+    }
+
+    pub(crate) fn sent(&self) {
+        self.0.sent.inc();
+    }
+
+    pub(crate) fn heard(&self) {
+        self.0.heard.inc();
+    }
+
+    pub(crate) fn dropped(&self) {
+        self.0.dropped.inc();
+    }
+
+    pub(crate) fn read(&self, ends: usize) {
+        self.0.missed.inc_by(ends as u64);
     }
 }

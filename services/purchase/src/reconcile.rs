@@ -4,8 +4,13 @@
 //! was, and on; one that was only slow is not disturbed. Past its deadline a purchase is started so that its deciding
 //! step is asked to cancel. After as many tries of that as are allowed it is left to an operator.
 //!
+//! Where several replicas work on one database, each takes what is due and not taken by another, and puts off when it is due again in
+//! the same transaction; a start of one wakes nothing, for the others are at work. Alone, a start wakes everything:
+//! whatever messages there were are lost.
+//!
 //! What never happens: an open purchase that is never due; a replay that feeds an overload (nothing is replayed while
-//! one of the queues that it would pass is more than half full); a saga that is given up because the process was restarted too often.
+//! one of the queues that it would pass is more than half full); a saga that is given up because the process was restarted too
+//! often, or because the bus took nothing.
 
 use std::collections::{HashMap, VecDeque};
 use std::time::Duration;
@@ -16,14 +21,14 @@ use saga::Mode;
 use shop::purchase::{INVENTORY_COMMANDS, ORCHESTRATOR, ORDER_COMMANDS, PAYMENT_COMMANDS, PurchaseStep};
 use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
-use wire::messages::{self, encode_path};
+use wire::messages::{self, Pen, encode_path};
 use wire::time::{Clock, UnixMillis};
 
 use crate::accept::{millis, start_message};
 use crate::admission::Admission;
-use crate::live::Live;
+use crate::live::{Live, Replicas};
 use crate::metrics::SagaMetrics;
-use crate::store::{self, Due, OpenPurchase};
+use crate::store::{self, Due, OpenPurchase, Take};
 
 /// Purchases that are replayed in one frame at most.
 const PAGE_PURCHASES: usize = 256;
@@ -49,7 +54,13 @@ pub(crate) struct Settings {
     pub(crate) purge_interval: Duration,
     /// What has ended may be forgotten after this time: longer than any message stays under way.
     pub(crate) purge_grace: Duration,
+    /// Who works on the database.
+    pub(crate) replicas: Replicas,
 }
+
+/// Among several replicas a delay is cut by up to this part of it, each purchase's by another: so what became due at one time
+/// spreads out.
+const SPREAD: u32 = 4;
 
 /// What the reconciler works with.
 #[derive(Clone)]
@@ -88,25 +99,45 @@ impl Settings {
             return Next::GiveUp;
         }
         let delay = self.retry_first.saturating_mul(1 << tries.min(16)).min(self.retry_max);
-        let mut next_wake_at = now.saturating_add(millis(delay));
+        let mut next_wake_at = now.saturating_add(millis(self.spread(delay, due.id, tries)));
         if mode == Mode::Execute {
             // Not later than when it can be cancelled.
             next_wake_at = next_wake_at.min(deadline_at.max(now + 1));
         }
         Next::Start { mode, next_wake_at, tries: tries.saturating_add(1) }
     }
+
+    /// Less of the delay, as the purchase's id and the try will have it.
+    fn spread(&self, delay: Duration, id: u64, tries: u32) -> Duration {
+        match self.replicas {
+            Replicas::One => delay,
+            Replicas::Many => {
+                // Fibonacci hashing: consecutive ids fall far apart.
+                let hash = (id ^ u64::from(tries) << 56).wrapping_mul(0x9E37_79B9_7F4A_7C15);
+                delay - (delay / SPREAD).mul_f64((hash >> 40) as f64 / (1_u64 << 24) as f64)
+            }
+        }
+    }
+
+    /// When a start that the bus refused is tried again; it was not tried.
+    fn refused(&self, id: u64, tries: u32, now: UnixMillis) -> UnixMillis {
+        now.saturating_add(millis(self.spread(self.retry_first.min(self.retry_max), id, tries)))
+    }
 }
 
 impl Reconciler {
     /// At a start, before anything else runs: everything open is due now, and is counted and watched. Whatever messages there
-    /// were about it may be lost.
+    /// were about it may be lost. Not so where other replicas are at work: it is theirs, or due when it is due.
     pub(crate) async fn adopt(&self) -> Result<usize, db::Error> {
-        let now = self.clock.now();
+        if self.settings.replicas == Replicas::Many {
+            return Ok(0);
+        }
+        let (now, after) = (self.clock.now(), self.live.announced());
         let open: Vec<OpenPurchase> = self.db.write(move |tx| store::wake_all(tx, now)).await?;
         let count = open.len();
         self.admission.found_open(open.iter().map(|open| open.customer_id));
         // An error means that the service is stopping already.
-        let _ = self.live.opened(open).await;
+        let _ = self.live.opened(after, open).await;
         Ok(count)
     }
 
@@ -136,8 +167,7 @@ impl Reconciler {
         while !stop.is_cancelled() {
             let limits = self.bus.limits();
             let room = limits.queue_envelopes / 2;
-            if let Some(full) = REPLAY_QUEUES.iter().find(|queue| self.bus.depth(**queue).held() > room) {
-                tracing::warn!(%full, "nothing is replayed: a queue is more than half full");
+            if !self.has_room(room).await {
                 break;
             }
             // A page is one frame, and it fits: what is refused would have been tried in vain.
@@ -148,7 +178,10 @@ impl Reconciler {
             }
         }
         let parked = self.db.read(store::count_left_to_operator).await?;
-        let oldest = self.live.oldest().await.ok().flatten();
+        let oldest = match self.settings.replicas {
+            Replicas::One => self.live.oldest().await.ok().flatten(),
+            Replicas::Many => self.db.read(store::oldest_open).await?,
+        };
         let age = oldest.map_or(0, |since| self.clock.now().saturating_sub(since));
         self.metrics.standing(self.admission.open(), age, parked);
         Ok(())
@@ -165,15 +198,15 @@ impl Reconciler {
             let next = settings.judge(&due, now);
             (due, next)
         };
-        let due = self.db.read(move |tx| store::due(tx, now, horizon, after, limit)).await?;
-        if due.is_empty() {
-            return Ok(None);
-        }
+        let due = self.db.read(move |tx| store::due(tx, Take::Look, now, horizon, after, limit)).await?;
+        let Some(last) = due.last().map(|due| due.id) else { return Ok(None) };
+        // Of these, other replicas may take some: whether there are more behind them is seen here.
+        let last = (due.len() == purchases).then_some(last);
         let paths = self.paths_to_keep(due.into_iter().map(judge).collect()).await;
         let judged: Vec<(Due, Next)> = self
             .db
             .write(move |tx| {
-                let due = store::due(tx, now, horizon, after, limit)?;
+                let due = store::due(tx, Take::Lock, now, horizon, after, limit)?;
                 let judged: Vec<_> = due.into_iter().map(judge).collect();
                 let postponed = judged.iter().filter_map(|(due, next)| match next {
                     Next::Start { next_wake_at, tries, .. } => Some((due.id, *next_wake_at, *tries)),
@@ -186,10 +219,27 @@ impl Reconciler {
             })
             .await?;
         failpoint::hit("purchase.reconcile.committed");
-        let last = judged.last().map(|(due, _)| due.id).filter(|_| judged.len() == purchases);
         self.let_go(&judged).await;
-        self.publish(judged).await;
+        self.publish(judged).await?;
         Ok(last)
+    }
+
+    /// Whether no queue that a replay passes holds more than `room`. One that does not say would not take a replay either.
+    async fn has_room(&self, room: usize) -> bool {
+        for queue in REPLAY_QUEUES {
+            match self.bus.depth(queue).await {
+                Ok(depth) if depth.held() <= room => {}
+                Ok(_) => {
+                    tracing::warn!(%queue, "nothing is replayed: a queue is more than half full");
+                    return false;
+                }
+                Err(error) => {
+                    tracing::warn!(%queue, %error, "nothing is replayed: a queue is out of reach");
+                    return false;
+                }
+            }
+        }
+        true
     }
 
     /// How far those have come that are to be left to an operator: the operator and the customer want to see it.
@@ -205,24 +255,46 @@ impl Reconciler {
 
     async fn let_go(&self, judged: &[(Due, Next)]) {
         for due in given_up(judged) {
-            tracing::error!(purchase = due.id, trace = due.trace, "a purchase needs an operator: {GIVEN_UP}");
+            tracing::error!(
+                purchase = due.id,
+                customer = due.customer_id,
+                trace = due.trace,
+                "a purchase needs an operator: {GIVEN_UP}"
+            );
         }
-        self.admission.leave(given_up(judged).map(|due| due.customer_id));
         // An error means that the service is stopping.
         let _ = self.live.given_up(given_up(judged).map(|due| due.id).collect()).await;
     }
 
-    async fn publish(&self, judged: Vec<(Due, Next)>) {
+    async fn publish(&self, judged: Vec<(Due, Next)>) -> Result<(), db::Error> {
         let mut frame = Vec::with_capacity(judged.len());
+        let mut pen = Pen::for_messages(judged.len());
+        let mut untried = Vec::with_capacity(judged.len());
         for (due, next) in judged {
-            let Next::Start { mode, .. } = next else { continue };
+            let Next::Start { mode, tries, .. } = next else { continue };
+            untried.push((due.id, tries));
             tracing::debug!(purchase = due.id, trace = due.trace, ?mode, tries = due.tries, "replaying");
-            frame.push(start_message(due.id, mode, due.created_at, &due.input, &due.trace));
+            frame.push(start_message(due.id, mode, due.created_at, &due.input, &due.trace, &mut pen));
         }
         let count = frame.len();
         if let Err(refused) = self.bus.publish(ORCHESTRATOR, frame).await {
             tracing::warn!(%refused, sagas = count, "replays were refused; they come again");
+            let (now, settings) = (self.clock.now(), self.settings);
+            let put_back = move |tx: &mut db::Tx<'_>| {
+                let rows = untried.iter().map(|(id, tries)| {
+                    let before = tries.saturating_sub(1);
+                    store::PutBack {
+                        id: *id,
+                        tries: *tries,
+                        before,
+                        next_wake_at: settings.refused(*id, before, now),
+                    }
+                });
+                store::put_back(tx, rows)
+            };
+            self.db.write(put_back).await?;
         }
+        Ok(())
     }
 
     /// Opens a purchase again that was left to an operator. False when it is not such a one. Once begun it runs to its
@@ -235,18 +307,18 @@ impl Reconciler {
 
     /// It is counted and watched before it is open: as soon as it is, it may end, and is counted out.
     async fn retry_to_the_end(&self, id: u64) -> Result<bool, db::Error> {
+        let after = self.live.announced();
         let Some(parked) = self.db.read(move |tx| store::left_to_operator_as(tx, id)).await? else {
             return Ok(false);
         };
         let customer = [parked.customer_id];
         self.admission.found_open(customer.into_iter());
         // An error means that the service is stopping.
-        let _ = self.live.opened(vec![parked]).await;
+        let _ = self.live.opened(after, vec![parked]).await;
         let now = self.clock.now();
         let retried = self.db.write(move |tx| store::retry(tx, id, now)).await;
         if !matches!(retried, Ok(true)) {
-            self.admission.leave(customer.into_iter());
-            let _ = self.live.given_up(vec![id]).await;
+            let _ = self.live.found_not_open(vec![id]).await;
         }
         retried
     }
@@ -296,7 +368,14 @@ fn given_up(judged: &[(Due, Next)]) -> impl Iterator<Item = &Due> {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicU64, Ordering};
+
+    use testdb::TestDb;
+
     use super::*;
+    use crate::feed::Outgoing;
+    use crate::live;
 
     const SETTINGS: Settings = Settings {
         retry_first: Duration::from_secs(5),
@@ -305,13 +384,66 @@ mod tests {
         look_interval: Duration::from_millis(500),
         purge_interval: Duration::from_secs(60),
         purge_grace: Duration::from_secs(600),
+        replicas: Replicas::One,
     };
 
-    fn judge(tries: u32, next_wake_at: UnixMillis, deadline_at: UnixMillis, now: UnixMillis) -> Next {
+    fn due(tries: u32, next_wake_at: UnixMillis, deadline_at: UnixMillis) -> Due {
         let (input, trace) = (Vec::new(), String::new());
         let (id, customer_id, created_at) = (1, 1, 0);
-        let due = Due { id, customer_id, input, trace, created_at, deadline_at, next_wake_at, tries };
-        SETTINGS.judge(&due, now)
+        Due { id, customer_id, input, trace, created_at, deadline_at, next_wake_at, tries }
+    }
+
+    fn judge(tries: u32, next_wake_at: UnixMillis, deadline_at: UnixMillis, now: UnixMillis) -> Next {
+        SETTINGS.judge(&due(tries, next_wake_at, deadline_at), now)
+    }
+
+    testdb::on_both! {
+        #[tokio::test]
+        a_start_that_the_bus_refuses_was_no_try;
+    }
+
+    /// A reconciler on a bus that takes nothing.
+    async fn unheard(db: &Db, now: Arc<AtomicU64>) -> Reconciler {
+        let bus = Bus::embedded(bus::Limits::default());
+        bus.close().await;
+        let admission = Admission::new(9, 9);
+        let (live, watching) = Live::start(live::Parts {
+            announced: 0,
+            bounds: live::Bounds { max_streams: 1, max_streams_per_customer: 1 },
+            admission: admission.clone(),
+            others: Outgoing::nobody(),
+            reader: None,
+        });
+        tokio::spawn(watching);
+        let registry = telemetry::Registry::new();
+        let metrics = SagaMetrics::new(&registry, &telemetry::PubsubMetrics::new(&registry, "test"));
+        let clock = Clock::from_fn(move || now.load(Ordering::SeqCst));
+        Reconciler { db: db.clone(), bus, clock, live, admission, metrics, settings: SETTINGS }
+    }
+
+    async fn a_start_that_the_bus_refuses_was_no_try(at: &TestDb) {
+        let (db, now) = (at.open(crate::MIGRATIONS), Arc::new(AtomicU64::new(0)));
+        let new = store::NewPurchase {
+            id: 1,
+            customer_id: 7,
+            key: None,
+            input: bytes::Bytes::from_static(b"input"),
+            trace: String::new(),
+            created_at: 0,
+            deadline_at: 60_000,
+            next_wake_at: 5_000,
+        };
+        db.write(move |tx| store::insert(tx, [&new].into_iter())).await.expect("a purchase");
+        let reconciler = unheard(&db, Arc::clone(&now)).await;
+        // However long nothing is taken, before the deadline and after: it is tried again soon, and not given up.
+        for at in (5_000..=200_000).step_by(5_000) {
+            now.store(at, Ordering::SeqCst);
+            reconciler.reconcile(&CancellationToken::new()).await.expect("it looks");
+            let due = db.read(|tx| store::due(tx, Take::Look, u64::MAX >> 1, u64::MAX >> 1, 0, 9)).await;
+            let due: Vec<(u32, UnixMillis)> =
+                due.expect("what is due").iter().map(|due| (due.tries, due.next_wake_at)).collect();
+            assert_eq!(due, [(0, at + 5_000)]);
+        }
     }
 
     #[test]
@@ -340,6 +472,22 @@ mod tests {
             "nothing is given up before its deadline"
         );
         assert_eq!(judge(1, 1_000, 8_000, 1_000), execute(8_000, 2), "it can be cancelled in time");
+    }
+
+    #[test]
+    fn among_replicas_what_was_due_at_one_time_spreads_out_and_is_never_later() {
+        let many = Settings { replicas: Replicas::Many, ..SETTINGS };
+        let wakes: Vec<u64> = (0..1_000)
+            .map(|id| {
+                let due = Due { id, ..due(2, 1_000, 100_000) };
+                let Next::Start { next_wake_at, .. } = many.judge(&due, 1_000) else { panic!("given up") };
+                next_wake_at
+            })
+            .collect();
+        assert!(wakes.iter().all(|at| (16_000..=21_000).contains(at)), "a quarter of 20 s at most");
+        let in_each_second = |second| wakes.iter().filter(|at| (**at - 16_000) / 1_000 == second).count();
+        (0..5).for_each(|second| assert!((100..300).contains(&in_each_second(second)), "{wakes:?}"));
+        assert!((many.retry_first * 3 / 4..=many.retry_first).contains(&many.spread(many.retry_first, 7, 3)));
     }
 
     #[test]

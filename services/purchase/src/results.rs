@@ -1,5 +1,9 @@
 //! How sagas get on: whatever is reported is shown to who watches; what has ended is first written to the database.
 //!
+//! Several replicas may be told of one end at once. Whoever locks the purchase's open row first ends it; the row of the finish
+//! numbers is locked until the commit, so numbers are given out in the order of commits, and a transaction that is rolled back
+//! leaves no hole.
+//!
 //! What never happens: an end is announced before it is committed, a purchase ends twice, or ends differently the second
 //! time. A report that contradicts what is written is set aside and shouted about: it would mean that a
 //! saga had two paths.
@@ -18,10 +22,10 @@ use tokio_util::sync::CancellationToken;
 use wire::messages::{Progress, encode_path};
 use wire::time::UnixMillis;
 
-use crate::admission::Admission;
-use crate::live::{Ended, Live, News};
+use crate::live::Live;
 use crate::metrics::SagaMetrics;
-use crate::model::{self, State};
+use crate::model;
+use crate::news::{Ended, Grown, Told};
 use crate::store::{self, Finish};
 
 /// The delay before a report comes again that could not be written; it doubles with each delivery.
@@ -37,7 +41,6 @@ pub(crate) struct Parts {
     pub(crate) bus: Bus,
     pub(crate) definition: Arc<Definition<PurchaseStep>>,
     pub(crate) live: Live,
-    pub(crate) admission: Admission,
     pub(crate) metrics: SagaMetrics,
     pub(crate) pubsub: PubsubMetrics,
     pub(crate) batch_messages: usize,
@@ -66,7 +69,7 @@ pub(crate) async fn run(parts: Parts, stop: CancellationToken) {
 #[derive(Default)]
 struct Sorted {
     /// Paths of sagas that go on.
-    open: Vec<(u64, Path)>,
+    open: Vec<Grown>,
     /// Sagas that have ended, each once.
     ended: Vec<Reported>,
     verdicts: Vec<Verdict>,
@@ -85,7 +88,7 @@ struct Reported {
 #[derive(Debug)]
 enum Written {
     /// The purchase has ended now, with this number.
-    Finished { customer_id: u64, was_open: bool, created_at: UnixMillis, finished_no: u64 },
+    Finished { customer_id: u64, created_at: UnixMillis, finished_no: u64 },
     /// It had ended before, in the same way.
     Before,
     /// It had ended before, in another way.
@@ -132,7 +135,9 @@ impl Parts {
                         sorted.ended.push(Reported { id, end, path, place });
                     }
                 },
-                Ok((id, Position::Forward(_) | Position::Backward(_), path)) => sorted.open.push((id, path)),
+                Ok((id, Position::Forward(_) | Position::Backward(_), path)) => {
+                    sorted.open.push(Grown::to(id, path));
+                }
             }
         }
         sorted
@@ -192,14 +197,11 @@ impl Parts {
     ) -> Option<Ended> {
         let Reported { id, path, place, .. } = reported;
         match written {
-            Written::Finished { customer_id, was_open, created_at, finished_no } => {
-                if was_open {
-                    self.admission.leave([customer_id].into_iter());
-                }
+            Written::Finished { customer_id, created_at, finished_no } => {
                 self.metrics.finished(finish.state, finish.finished_at.saturating_sub(created_at));
                 tracing::debug!(purchase = id, state = ?finish.state, "a purchase has ended");
-                let news = News { id, started_at: created_at, path, finished_no: Some(finished_no) };
-                Some(Ended { customer_id, news })
+                let path = Told::Path(path);
+                Some(Ended { customer_id, finished_no, id, started_at: created_at, path })
             }
             Written::Before => None,
             Written::Contradicted => {
@@ -258,9 +260,8 @@ fn write(tx: &mut db::Tx<'_>, finishes: &[Finish]) -> Result<Vec<Written>, db::E
         Some(known) => {
             let finished_no = number;
             number += 1;
-            let was_open = known.state == State::Open;
             let (customer_id, created_at) = (known.customer_id, known.created_at);
-            Written::Finished { customer_id, was_open, created_at, finished_no }
+            Written::Finished { customer_id, created_at, finished_no }
         }
     });
     Ok(written.collect())

@@ -47,9 +47,9 @@ pub(crate) fn by_keys<'a>(
         return Ok(HashMap::new());
     }
     let rows = tx.query(
-        "SELECT p.customer_id, p.idempotency_key, p.id, p.request_hash
+        "SELECT p.customer_id, s.k, p.id, p.request_hash
          {from set(customer_id INT, k TEXT) AS s
-          join purchase_accepted AS p on p.customer_id = s.customer_id AND p.idempotency_key = s.k}",
+          join purchase_accepted AS p by purchase_accepted_key on p.customer_id = s.customer_id AND p.idempotency_key = s.k}",
         &[Value::from(&set)],
         |row| Ok(((row.get(0)?, row.get(1)?), Earlier { id: row.get(2)?, request_hash: row.get(3)? })),
     )?;
@@ -99,6 +99,11 @@ pub(crate) fn insert<'a>(
     Ok(())
 }
 
+/// Whether purchases were not inserted because one of their keys was used in the meantime.
+pub(crate) fn is_key_taken(error: &Error) -> bool {
+    error.violates("purchase_accepted.idempotency_key")
+}
+
 /// What there is of a purchase whose saga has ended, or of one that a saga claims to be about.
 pub(crate) struct Known {
     pub(crate) id: u64,
@@ -108,12 +113,15 @@ pub(crate) struct Known {
     pub(crate) path: Option<Vec<u8>>,
 }
 
-/// What is open is asked for first: nearly always that is all of them, and it is a small table.
+/// What is open is asked for first: nearly always that is all of them, and it is a small table. Where the database has row
+/// locks, what is open is locked, by id: two replicas that hear of the same ends lock in one order.
 pub(crate) fn known(tx: &mut Tx<'_>, ids: &[u64]) -> Result<Vec<Known>, Error> {
+    let mut sorted = ids.to_vec();
+    sorted.sort_unstable();
     let mut known = tx.query(
         "SELECT p.id, p.customer_id, p.state, p.created_at, p.path
          {from set(id INT) AS s join purchase_open AS p on p.id = s.id} {for update}",
-        &[Value::from(&ids_set(ids.iter().copied()))],
+        &[Value::from(&ids_set(sorted.into_iter()))],
         known_row,
     )?;
     if known.len() < ids.len() {
@@ -121,7 +129,7 @@ pub(crate) fn known(tx: &mut Tx<'_>, ids: &[u64]) -> Result<Vec<Known>, Error> {
         let others = ids.iter().copied().filter(|id| !open.contains(id));
         known.extend(tx.query(
             "SELECT p.id, p.customer_id, p.state, p.created_at, p.path
-             {from set(id INT) AS s join purchase AS p on p.id = s.id}",
+             {from set(id INT) AS s join view purchase AS p on p.id = s.id}",
             &[Value::from(&ids_set(others))],
             known_row,
         )?);
@@ -155,9 +163,16 @@ pub(crate) struct Finish {
 pub(crate) const LIST_BEHIND: u64 = 2_048;
 
 /// Ends open purchases of these customers, in this order, and returns the number that the first of them gets; the others get
-/// the ones behind it.
+/// the ones behind it. The purchases are locked ([`known`]).
+///
+/// The row of the last number is locked from its update to the commit, so numbers are committed in their order and without a
+/// gap, and all replicas queue up for it: whatever can be done before is.
 pub(crate) fn finish(tx: &mut Tx<'_>, finishes: &[(u64, &Finish)], list_behind: u64) -> Result<u64, Error> {
     let count = finishes.len() as u64;
+    tx.execute(
+        "{delete from purchase_open AS p join set(id INT) AS s on p.id = s.id}",
+        &[Value::from(&ids_set(finishes.iter().map(|(_, finish)| finish.id)))],
+    )?;
     tx.execute("UPDATE purchase_finish SET no = no + ? WHERE only = 1", &[Value::from(count)])?;
     let Numbers { last, indexed } = numbers(tx)?;
     let first = last + 1 - count;
@@ -178,10 +193,6 @@ pub(crate) fn finish(tx: &mut Tx<'_>, finishes: &[(u64, &Finish)], list_behind: 
           from set(no INT, id INT, customer_id INT, state INT, finished_at INT, reason TEXT, path BLOB) AS s
           values (s.no, s.id, s.customer_id, s.state, s.finished_at, s.reason, s.path)}",
         &[Value::from(&set)],
-    )?;
-    tx.execute(
-        "{delete from purchase_open AS p join set(id INT) AS s on p.id = s.id}",
-        &[Value::from(&ids_set(finishes.iter().map(|(_, finish)| finish.id)))],
     )?;
     if last - indexed >= list_behind {
         list_by_customer(tx, indexed, last)?;
@@ -227,7 +238,7 @@ pub(crate) fn last_finished_no(tx: &mut Tx<'_>) -> Result<u64, Error> {
 }
 
 /// An open purchase, as far as it must be known to count and to watch it.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct OpenPurchase {
     pub(crate) id: u64,
     pub(crate) customer_id: u64,
@@ -256,19 +267,29 @@ pub(crate) struct Due {
     pub(crate) tries: u32,
 }
 
+/// Who else may take what is due.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Take {
+    /// Anybody: it is only looked at.
+    Look,
+    /// Nobody until the transaction ends. What somebody else has taken is left to them.
+    Lock,
+}
+
 /// What is due: now, or later than `horizon`, where nothing is. By id, behind `after`.
 pub(crate) fn due(
     tx: &mut Tx<'_>,
+    take: Take,
     now: UnixMillis,
     horizon: UnixMillis,
     after: u64,
     limit: u32,
 ) -> Result<Vec<Due>, Error> {
-    tx.query(
+    let mut due = tx.query(
         "SELECT o.id, o.customer_id, a.input, a.trace, o.created_at, a.deadline_at, o.next_wake_at, o.tries
          FROM purchase_open AS o JOIN purchase_accepted AS a ON a.id = o.id
          WHERE o.id > ? AND o.state = 0 AND (o.next_wake_at <= ? OR o.next_wake_at > ?)
-         ORDER BY o.id LIMIT ? {for update}",
+         ORDER BY o.id LIMIT ?",
         &[Value::from(after), Value::from(now), Value::from(horizon), Value::from(limit)],
         |row| {
             Ok(Due {
@@ -282,7 +303,37 @@ pub(crate) fn due(
                 tries: row.get(7)?,
             })
         },
-    )
+    )?;
+    if take == Take::Lock {
+        let locked = lock_due(tx, due.iter().map(|due| due.id), now, horizon)?;
+        due.retain_mut(|due| match locked.get(&due.id) {
+            Some((next_wake_at, tries)) => {
+                (due.next_wake_at, due.tries) = (*next_wake_at, *tries);
+                true
+            }
+            None => false,
+        });
+    }
+    Ok(due)
+}
+
+/// Of these purchases, what is still due and not taken by anybody else: when, and after how many tries. Locked by key: a
+/// search with locks, as in [`due`], would lock each row that it looks at.
+fn lock_due(
+    tx: &mut Tx<'_>,
+    ids: impl Iterator<Item = u64>,
+    now: UnixMillis,
+    horizon: UnixMillis,
+) -> Result<HashMap<u64, (UnixMillis, u32)>, Error> {
+    let locked = tx.query(
+        "SELECT o.id, o.next_wake_at, o.tries
+         {from set(id INT) AS s join purchase_open AS o
+          on o.id = s.id AND o.state = 0 AND (o.next_wake_at <= ? OR o.next_wake_at > ?)}
+         {for update skip locked}",
+        &[Value::from(&ids_set(ids)), Value::from(now), Value::from(horizon)],
+        |row| Ok((row.get(0)?, (row.get(1)?, row.get(2)?))),
+    )?;
+    Ok(locked.into_iter().collect())
 }
 
 /// When each of these is due again, and the number of tries by then.
@@ -299,6 +350,34 @@ pub(crate) fn postpone(
     }
     tx.execute(
         "{update purchase_open AS p join set(id INT, next_wake_at INT, tries INT) AS s on p.id = s.id
+          set next_wake_at = s.next_wake_at, tries = s.tries}",
+        &[Value::from(&set)],
+    )?;
+    Ok(())
+}
+
+/// A purchase whose try was none.
+pub(crate) struct PutBack {
+    pub(crate) id: u64,
+    /// The tries that were written for it.
+    pub(crate) tries: u32,
+    /// The tries before that one.
+    pub(crate) before: u32,
+    pub(crate) next_wake_at: UnixMillis,
+}
+
+/// Takes tries back, where nobody has tried again since.
+pub(crate) fn put_back(tx: &mut Tx<'_>, rows: impl Iterator<Item = PutBack>) -> Result<(), Error> {
+    let mut set = Set::new();
+    for PutBack { id, tries, before, next_wake_at } in rows {
+        set.push(&[Value::from(id), Value::from(tries), Value::from(before), Value::from(next_wake_at)]);
+    }
+    if set.is_empty() {
+        return Ok(());
+    }
+    tx.execute(
+        "{update purchase_open AS p join set(id INT, tried INT, tries INT, next_wake_at INT) AS s
+          on p.id = s.id AND p.state = 0 AND p.tries = s.tried
           set next_wake_at = s.next_wake_at, tries = s.tries}",
         &[Value::from(&set)],
     )?;
@@ -374,6 +453,22 @@ pub(crate) fn count_left_to_operator(tx: &mut Tx<'_>) -> Result<u64, Error> {
     Ok(count.unwrap_or(0))
 }
 
+/// When the oldest open purchase was accepted.
+pub(crate) fn oldest_open(tx: &mut Tx<'_>) -> Result<Option<UnixMillis>, Error> {
+    tx.query_opt("SELECT created_at FROM purchase_open WHERE state = 0 ORDER BY id LIMIT 1", &[], |row| {
+        row.get(0)
+    })
+}
+
+/// Which of these are open.
+pub(crate) fn open_among(tx: &mut Tx<'_>, ids: &[u64]) -> Result<Vec<u64>, Error> {
+    tx.query(
+        "SELECT p.id {from set(id INT) AS s join purchase_open AS p on p.id = s.id} AND p.state = 0",
+        &[Value::from(&ids_set(ids.iter().copied()))],
+        |row| row.get(0),
+    )
+}
+
 /// An id below which every purchase has ended.
 pub(crate) fn all_ended_below(tx: &mut Tx<'_>) -> Result<u64, Error> {
     let oldest = tx.query_opt("SELECT id FROM purchase_open ORDER BY id LIMIT 1", &[], |row| row.get(0))?;
@@ -431,7 +526,7 @@ pub(crate) fn list(tx: &mut Tx<'_>, customer_id: u64, offset: u64, size: u64) ->
     let page = page(&recent, &listed, skipped, offset, size);
     let mut shown = tx.query(
         "SELECT p.id, p.state, p.input, p.created_at, p.finished_at, p.reason, p.path
-         {from set(id INT) AS s join purchase AS p on p.id = s.id}",
+         {from set(id INT) AS s join view purchase AS p on p.id = s.id}",
         &[Value::from(&ids_set(page.into_iter()))],
         shown,
     )?;
@@ -510,6 +605,35 @@ pub(crate) fn finished_between(
     Ok(page)
 }
 
+/// A purchase that has ended, for all who watch.
+pub(crate) struct EndedRow {
+    pub(crate) customer_id: u64,
+    pub(crate) finished_no: u64,
+    pub(crate) id: u64,
+    pub(crate) created_at: UnixMillis,
+    pub(crate) path: Vec<u8>,
+}
+
+/// The purchases whose finish numbers are above `after` and not above `up_to`, in that order.
+pub(crate) fn ended_between<T: From<EndedRow>>(
+    tx: &mut Tx<'_>,
+    after: u64,
+    up_to: u64,
+    limit: u32,
+) -> Result<Vec<T>, Error> {
+    tx.query(
+        "SELECT e.customer_id, e.finished_no, e.id, a.created_at, e.path
+         FROM purchase_ended AS e JOIN purchase_accepted AS a ON a.id = e.id
+         WHERE e.finished_no > ? AND e.finished_no <= ? ORDER BY e.finished_no LIMIT ?",
+        &[Value::from(after), Value::from(up_to), Value::from(limit)],
+        |row| {
+            let (customer_id, finished_no, id) = (row.get(0)?, row.get(1)?, row.get(2)?);
+            let (created_at, path) = (row.get(3)?, row.get(4)?);
+            Ok(EndedRow { customer_id, finished_no, id, created_at, path }.into())
+        },
+    )
+}
+
 /// Among a customer's last `limit` purchases that ended, the smallest finish number of those that ended at `since` or
 /// later; None when there is none.
 pub(crate) fn first_finished_since(
@@ -556,33 +680,19 @@ fn state(row: &Row<'_>, index: usize) -> Result<State, Error> {
 
 #[cfg(test)]
 mod tests {
-    use std::path::PathBuf;
-
-    use db::{Db, Migration, Settings};
+    use db::Db;
+    use testdb::TestDb;
 
     use super::*;
     use crate::MIGRATIONS;
 
-    /// A folder of one test, removed with it.
-    struct Folder(PathBuf);
-
-    impl Folder {
-        fn new(test: &str) -> Folder {
-            let path = std::env::temp_dir().join(format!("purchase-store-{}-{test}", std::process::id()));
-            std::fs::create_dir_all(&path).expect("a folder");
-            Folder(path)
-        }
-
-        fn open(&self, migrations: &'static [Migration]) -> Db {
-            Db::open(Settings::new(self.0.join("purchase.db"), "purchase"), migrations).expect("a database")
-        }
-    }
-
-    impl Drop for Folder {
-        fn drop(&mut self) {
-            // What cannot be removed is left to the system.
-            let _ = std::fs::remove_dir_all(&self.0);
-        }
+    testdb::on_both! {
+        #[tokio::test]
+        purchases_are_found_whether_they_are_listed_yet_or_not,
+        a_purchase_from_its_acceptance_to_an_operator_and_back;
+        #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+        one_key_is_one_purchase_on_many_replicas,
+        replicas_that_end_the_same_purchases_end_each_once_and_number_them_without_a_gap;
     }
 
     /// Chance that can be repeated: a linear congruential generator (Knuth's MMIX).
@@ -733,11 +843,10 @@ mod tests {
     const TIMES: u64 = 30;
     const LIST_BEHIND_FEW: u64 = 3;
 
-    #[tokio::test]
-    async fn purchases_are_found_whether_they_are_listed_yet_or_not() {
-        for seed in 0..6 {
-            let folder = Folder::new(&format!("model-{seed}"));
-            let db = folder.open(MIGRATIONS);
+    async fn purchases_are_found_whether_they_are_listed_yet_or_not(at: &TestDb) {
+        for seed in 0..if at.is_sqlite() { 6 } else { 2 } {
+            let fresh = at.another();
+            let db = fresh.open(MIGRATIONS);
             let mut chance = Chance(seed);
             // Purchases that end out of their order, and some that never do.
             let (mut next_id, mut last) = (100, 0);
@@ -900,10 +1009,11 @@ mod tests {
         )
     }
 
+    /// There was never such a database on a server.
     #[tokio::test]
     async fn a_database_of_one_table_says_the_same_after_its_migration() {
-        let folder = Folder::new("migration");
-        let old = folder.open(&MIGRATIONS[..2]);
+        let at = TestDb::sqlite();
+        let old = at.open(&MIGRATIONS[..2]);
         let before = old
             .write(|tx| {
                 for row in old_rows() {
@@ -917,7 +1027,7 @@ mod tests {
         old.close().await;
         assert_eq!(before, old_rows());
 
-        let db = folder.open(MIGRATIONS);
+        let db = at.open(MIGRATIONS);
         let after = db.read(whole_rows).await.expect("the view");
         assert_eq!(after, before);
         for customer in [7, 8] {
@@ -945,6 +1055,197 @@ mod tests {
         let number = db.write(move |tx| finish(tx, &[(7, &end)], LIST_BEHIND)).await.expect("an end");
         assert_eq!(number, 7);
         db.close().await;
+    }
+
+    async fn accept(db: &Db, ids: impl Iterator<Item = u64>) {
+        let new: Vec<NewPurchase> = ids.map(|id| Bought::accepted(id, 7).new_purchase()).collect();
+        db.write(move |tx| insert(tx, new.iter())).await.expect("purchases");
+    }
+
+    async fn ids_due(db: &Db, take: Take, now: UnixMillis, after: u64, limit: u32) -> Vec<u64> {
+        let due =
+            db.write(move |tx| due(tx, take, now, now + 1_000_000, after, limit)).await.expect("what is due");
+        due.iter().map(|due| due.id).collect()
+    }
+
+    async fn a_purchase_from_its_acceptance_to_an_operator_and_back(at: &TestDb) {
+        let db = at.open(MIGRATIONS);
+        accept(&db, 1..=5).await;
+        // They are due 10 ms after they were accepted, at 1,001, 1,002, ...
+        assert_eq!(ids_due(&db, Take::Lock, 1_013, 0, 9).await, [1, 2, 3]);
+        assert_eq!(ids_due(&db, Take::Look, 1_013, 1, 1).await, [2]);
+        db.write(|tx| postpone(tx, [(1, 5_000, 1), (2, 6_000, 1)].into_iter())).await.expect("later");
+        assert_eq!(ids_due(&db, Take::Lock, 1_013, 0, 9).await, [3]);
+        let again = db.write(|tx| due(tx, Take::Lock, 6_000, 7_000, 0, 9)).await.expect("what is due");
+        let tries: Vec<(u64, u32, u64)> =
+            again.iter().map(|due| (due.id, due.tries, due.next_wake_at)).collect();
+        assert_eq!(tries[..2], [(1, 1, 5_000), (2, 1, 6_000)]);
+        assert_eq!((again[0].input.as_slice(), again[0].deadline_at), (&b"input 1"[..], 1_101));
+        // A clock that was set back: what is due far off is due now.
+        let early = db.write(|tx| due(tx, Take::Lock, 10, 5_500, 0, 9)).await.expect("what is due");
+        assert_eq!(early.iter().map(|due| due.id).collect::<Vec<_>>(), [2]);
+
+        db.write(|tx| give_up(tx, [(3, Some(&b"path"[..])), (4, None)].into_iter(), "tried"))
+            .await
+            .expect("given up");
+        let left = db.read(|tx| left_to_operator(tx, 9)).await.expect("what is left");
+        let told: Vec<_> = left.iter().map(|left| (left.id, left.reason.as_deref())).collect();
+        assert_eq!(told, [(3, Some("tried")), (4, Some("tried"))]);
+        assert_eq!(db.read(count_left_to_operator).await, Ok(2));
+        assert!(db.read(|tx| left_to_operator_as(tx, 3)).await.expect("3").is_some());
+        assert!(db.read(|tx| left_to_operator_as(tx, 5)).await.expect("5").is_none());
+        let shown = db.read(|tx| by_id(tx, 3, 7)).await.expect("3").expect("it is there");
+        assert_eq!((shown.state, shown.path), (State::NeedsOperator, Some(b"path".to_vec())));
+        assert!(db.read(|tx| by_id(tx, 3, 8)).await.expect("3").is_none(), "it is somebody else's");
+        assert_eq!(db.write(|tx| retry(tx, 3, 9_000)).await, Ok(true));
+        assert_eq!(db.write(|tx| retry(tx, 3, 9_000)).await, Ok(false));
+        assert_eq!(ids_due(&db, Take::Lock, 20_000, 0, 9).await, [1, 2, 3, 5]);
+
+        assert_eq!(db.read(all_ended_below).await, Ok(1));
+        let woken = db.write(|tx| wake_all(tx, 77)).await.expect("all");
+        assert_eq!(woken.len(), 4, "what was left to an operator stays so");
+        let ends: Vec<Finish> =
+            [5, 1, 2, 3].map(|id| Bought::accepted(id, 7).finish(State::Cancelled, 9)).into();
+        let ids = [5, 1, 2, 3];
+        let first = db.write(move |tx| {
+            assert_eq!(known(tx, &ids)?.len(), 4);
+            finish(tx, &ends.iter().map(|end| (7, end)).collect::<Vec<_>>(), LIST_BEHIND)
+        });
+        assert_eq!(first.await, Ok(1));
+        let known_now = db.write(|tx| known(tx, &[1, 4, 99])).await.expect("what is known");
+        let states: Vec<(u64, State)> = known_now.iter().map(|known| (known.id, known.state)).collect();
+        assert_eq!(states, [(4, State::NeedsOperator), (1, State::Cancelled)]);
+        assert_eq!(db.read(all_ended_below).await, Ok(4));
+        assert_eq!(db.read(last_finished_no).await, Ok(4));
+    }
+
+    /// Looks the key up and inserts what is new, as the acceptance does; tells which purchase the key belongs to.
+    async fn accept_under_key(db: &Db, id: u64, key: &'static str) -> u64 {
+        let key = Key { key: key.to_owned(), request_hash: [1; 32] };
+        let new = NewPurchase { key: Some(key), ..Bought::accepted(id, 7).new_purchase() };
+        let accepted = db.write(move |tx| {
+            let key = new.key.as_ref().map(|key| key.key.as_str()).unwrap_or_default();
+            let earlier = by_keys(tx, [(7, key)].into_iter())?;
+            match earlier.into_values().next() {
+                Some(earlier) => Ok(earlier.id),
+                None => insert(tx, [&new].into_iter()).map(|()| new.id),
+            }
+        });
+        accepted.await.map_err(|error: Error| error).expect("it is accepted")
+    }
+
+    async fn one_key_is_one_purchase_on_many_replicas(at: &TestDb) {
+        const REPLICAS: usize = 4;
+        let replicas: Vec<Db> = (0..REPLICAS).map(|_| at.open(MIGRATIONS)).collect();
+        // What differs by case or by spaces at the end is another key.
+        let keys = ["key", "Key", "key ", "k\u{e9}y", "\"key\\", "\u{1F980}"];
+        let start = std::sync::Arc::new(tokio::sync::Barrier::new(REPLICAS));
+        let mut tasks = Vec::new();
+        for (replica, db) in (0..).zip(replicas.clone()) {
+            let start = start.clone();
+            tasks.push(tokio::spawn(async move {
+                let mut accepted = Vec::new();
+                for (number, key) in (0..).zip(keys) {
+                    start.wait().await;
+                    accepted.push(accept_under_key(&db, 100 + number * 10 + replica, key).await);
+                }
+                accepted
+            }));
+        }
+        let mut all = Vec::new();
+        for task in tasks {
+            all.push(task.await.expect("a replica"));
+        }
+        assert!(all.windows(2).all(|pair| pair[0] == pair[1]), "{all:?}");
+        let distinct: HashSet<u64> = all[0].iter().copied().collect();
+        assert_eq!(distinct.len(), keys.len(), "{all:?}");
+        let open = replicas[0].write(|tx| wake_all(tx, 1)).await.expect("what is open");
+        assert_eq!(open.len(), keys.len(), "no other purchase was accepted");
+    }
+
+    async fn replicas_that_end_the_same_purchases_end_each_once_and_number_them_without_a_gap(at: &TestDb) {
+        const REPLICAS: u64 = 3;
+        const PURCHASES: u64 = 120;
+        let replicas: Vec<Db> = (0..REPLICAS).map(|_| at.open(MIGRATIONS)).collect();
+        accept(&replicas[0], 1..=PURCHASES).await;
+        let start = std::sync::Arc::new(tokio::sync::Barrier::new(replicas.len()));
+        let mut tasks = Vec::new();
+        for (replica, db) in (0..).zip(replicas.clone()) {
+            let start = start.clone();
+            tasks.push(tokio::spawn(async move {
+                let mut ended = Vec::new();
+                for batch in 0..PURCHASES / 12 {
+                    // Each is told of the ends in another order.
+                    let mut ids: Vec<u64> = (1..=12).map(|id| batch * 12 + id).collect();
+                    ids.rotate_left(replica * 5 % 12);
+                    if replica % 2 == 1 {
+                        ids.reverse();
+                    }
+                    start.wait().await;
+                    let numbers = db.write(move |tx| {
+                        let open: HashSet<u64> = known(tx, &ids)?
+                            .iter()
+                            .filter(|known| known.state == State::Open)
+                            .map(|known| known.id)
+                            .collect();
+                        let ends: Vec<Finish> = ids
+                            .iter()
+                            .filter(|id| open.contains(id))
+                            .map(|id| Bought::accepted(*id, 7).finish(State::Succeeded, 9))
+                            .collect();
+                        if ends.is_empty() {
+                            return Ok((0, 0));
+                        }
+                        let ends: Vec<(u64, &Finish)> = ends.iter().map(|end| (7, end)).collect();
+                        Ok::<_, Error>((finish(tx, &ends, LIST_BEHIND_FEW)?, ends.len() as u64))
+                    });
+                    let (first, count) = numbers.await.expect("ends");
+                    ended.extend(first..first + count);
+                }
+                ended
+            }));
+        }
+        let mut numbers = Vec::new();
+        for task in tasks {
+            numbers.extend(task.await.expect("a replica"));
+        }
+        numbers.sort_unstable();
+        assert_eq!(numbers, (1..=PURCHASES).collect::<Vec<_>>());
+        let listed = replicas[0].read(|tx| list(tx, 7, 0, 1_000)).await.expect("a list");
+        let listed: Vec<u64> = listed.iter().map(|shown| shown.id).collect();
+        assert_eq!(listed, (1..=PURCHASES).rev().collect::<Vec<_>>());
+    }
+
+    #[tokio::test]
+    async fn what_one_replica_has_in_hand_is_not_due_for_another() {
+        let at = TestDb::mariadb();
+        let (first, second) = (at.open(MIGRATIONS), at.open(MIGRATIONS));
+        accept(&first, 1..=6).await;
+        let (tell, taken) = tokio::sync::oneshot::channel();
+        let (go, wait) = std::sync::mpsc::channel::<()>();
+        let mut tell = Some(tell);
+        let holder = first.clone();
+        let holding = tokio::spawn(async move {
+            holder
+                .write(move |tx| {
+                    let due = due(tx, Take::Lock, 2_000, 1_000_000, 0, 3)?;
+                    if let Some(tell) = tell.take() {
+                        tell.send(()).expect("somebody listens");
+                        wait.recv().expect("somebody lets it go");
+                    }
+                    postpone(tx, due.iter().map(|due| (due.id, 9_000, 1)))?;
+                    Ok::<_, Error>(due.len())
+                })
+                .await
+        });
+        taken.await.expect("it has them");
+        // It neither waits for them nor takes them, and looking is free.
+        assert_eq!(ids_due(&second, Take::Lock, 2_000, 0, 3).await, [] as [u64; 0]);
+        assert_eq!(ids_due(&second, Take::Lock, 2_000, 0, 9).await, [4, 5, 6]);
+        assert_eq!(ids_due(&second, Take::Look, 2_000, 0, 9).await, [1, 2, 3, 4, 5, 6]);
+        go.send(()).expect("it waits");
+        assert_eq!(holding.await.expect("it ends"), Ok(3));
+        assert_eq!(ids_due(&second, Take::Lock, 2_000, 0, 9).await, [4, 5, 6]);
     }
 
     #[test]

@@ -2,19 +2,23 @@
 //!
 //! Every piece of news carries a purchase's whole path, so what to send is always "the events of this path, without those that
 //! were sent": a lost piece leaves no gap, a repeated one sends nothing.
+//!
+//! A busy shop sends six events for each purchase. So what is there to be sent at one time is written into one buffer and
+//! sent as one chunk, and an event is written by hand: its JSON has one shape.
 
-use std::collections::VecDeque;
 use std::convert::Infallible;
+use std::pin::Pin;
 use std::sync::Arc;
+use std::time::Duration;
 
-use axum::response::sse::Event;
+use bytes::Bytes;
 use db::Db;
 use futures_util::Stream;
 use futures_util::stream::unfold;
-use saga::{Definition, Path};
-use serde::Serialize;
+use saga::{Definition, Event, Path};
 use shop::purchase::PurchaseStep;
-use tokio_util::sync::CancellationToken;
+use tokio::time::{Instant, Sleep};
+use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 use wire::messages::decode_path;
 use wire::time::UnixMillis;
 
@@ -25,45 +29,33 @@ use crate::store;
 
 /// Purchases that are read at a time while a client catches up.
 const PAGE_PURCHASES: u32 = 200;
-
-/// One event, ready to be sent.
-#[derive(Debug, PartialEq, Eq)]
-struct Line {
-    /// The cursor after it.
-    id: String,
-    /// Its data, as JSON.
-    data: String,
-}
-
-#[derive(Serialize)]
-struct Data<'a> {
-    purchase_id: u64,
-    step: &'static str,
-    status: &'static str,
-    timestamp: u64,
-    seq: usize,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    reason: Option<&'a str>,
-}
+/// Pieces of news that are sent as one chunk at most. An event is at most about 2 KiB.
+const CHUNK_NEWS: usize = 64;
+/// How many events a piece of news mostly is.
+const NEWS_EVENTS: usize = 2;
+/// How often a silent stream says that it is alive.
+const KEEP_ALIVE: Duration = Duration::from_secs(15);
+/// About how long an event is beside its cursor, in bytes.
+const EVENT_BYTES: usize = 160;
 
 /// What is sent to one client, and how far it is. Pure: I/O is in [`events`].
 struct Teller {
     definition: Arc<Definition<PurchaseStep>>,
     cursor: Cursor,
-    /// The last cursor that had a text.
-    id: String,
 }
 
 impl Teller {
-    fn new(definition: Arc<Definition<PurchaseStep>>, cursor: Cursor) -> Teller {
-        let id = cursor.text().unwrap_or_else(|| cursor.finished.to_string());
-        Teller { definition, cursor, id }
-    }
-
-    /// The events of a path that were not sent yet.
-    fn tell(&mut self, id: u64, started_at: UnixMillis, path: &Path, finished_no: Option<u64>) -> Vec<Line> {
-        if finished_no.is_some_and(|number| number <= self.cursor.finished) {
-            return Vec::new();
+    /// Appends the events of a path that were not sent yet.
+    fn tell(
+        &mut self,
+        id: u64,
+        started_at: UnixMillis,
+        path: &Path,
+        finished_no: Option<u64>,
+        out: &mut Vec<u8>,
+    ) {
+        if finished_no.is_some_and(|number| number <= self.cursor.finished()) {
+            return;
         }
         let events = match saga::events(&self.definition, started_at, path) {
             Ok(events) => events,
@@ -72,37 +64,46 @@ impl Teller {
                 if let Some(number) = finished_no {
                     self.cursor.finish(id, number);
                 }
-                return Vec::new();
+                return;
             }
         };
         let sent = self.cursor.sent(id);
         let count = events.len();
-        let mut lines = Vec::with_capacity(count.saturating_sub(sent));
-        for (index, event) in events.into_iter().enumerate().skip(sent) {
+        for (index, event) in events.iter().enumerate().skip(sent) {
             match finished_no {
                 Some(number) if index + 1 == count => self.cursor.finish(id, number),
                 _ => self.cursor.send(id),
             }
-            if let Some(text) = self.cursor.text() {
-                self.id = text;
-            }
-            let reason = event.reason.map(ToString::to_string);
-            let data = Data {
-                purchase_id: id,
-                step: event.step.name(),
-                status: status_name(event.status),
-                timestamp: event.at / 1000,
-                seq: index + 1,
-                reason: reason.as_deref(),
-            };
-            let data = serde_json::to_string(&data).expect("an event can be written as JSON");
-            lines.push(Line { id: self.id.clone(), data });
+            out.extend_from_slice(b"event: data\nid: ");
+            self.cursor.put(out);
+            out.extend_from_slice(b"\ndata: ");
+            put_data(id, index + 1, event, out);
+            out.extend_from_slice(b"\n\n");
         }
         if let (Some(number), true) = (finished_no, sent >= count) {
             self.cursor.finish(id, number);
         }
-        lines
     }
+}
+
+/// Appends an event's data, as JSON.
+fn put_data(purchase_id: u64, seq: usize, event: &Event<'_, PurchaseStep>, out: &mut Vec<u8>) {
+    let mut number = itoa::Buffer::new();
+    out.extend_from_slice(br#"{"purchase_id":"#);
+    out.extend_from_slice(number.format(purchase_id).as_bytes());
+    out.extend_from_slice(br#","step":""#);
+    out.extend_from_slice(event.step.name().as_bytes());
+    out.extend_from_slice(br#"","status":""#);
+    out.extend_from_slice(status_name(event.status).as_bytes());
+    out.extend_from_slice(br#"","timestamp":"#);
+    out.extend_from_slice(number.format(event.at / 1000).as_bytes());
+    out.extend_from_slice(br#","seq":"#);
+    out.extend_from_slice(number.format(seq).as_bytes());
+    if let Some(reason) = event.reason {
+        out.extend_from_slice(br#","reason":"#);
+        serde_json::to_writer(&mut *out, &reason.to_string()).expect("a text can be written as JSON");
+    }
+    out.push(b'}');
 }
 
 /// What a stream is made of.
@@ -123,8 +124,11 @@ struct Feed {
     teller: Teller,
     subscription: Subscription,
     stage: Stage,
-    ready: VecDeque<Line>,
-    stop: CancellationToken,
+    stop: Pin<Box<WaitForCancellationFutureOwned>>,
+    /// When something was sent.
+    sent_at: Instant,
+    /// Goes off when nothing was sent for long; not before, but perhaps when it no longer is so.
+    silent: Pin<Box<Sleep>>,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -137,49 +141,75 @@ enum Stage {
     Live,
 }
 
-/// The stream. It ends when the service stops, when the client falls behind its bound, and when the
+/// The stream, in chunks of whole events. It ends when the service stops, when the client falls behind its bound, and when the
 /// database fails: the client resumes with the id of the last event it got.
-pub(crate) fn events(parts: Parts) -> impl Stream<Item = Result<Event, Infallible>> + Send {
+pub(crate) fn events(parts: Parts) -> impl Stream<Item = Result<Bytes, Infallible>> + Send {
     let Parts { db, definition, customer_id, cursor, subscription, stop } = parts;
     let feed = Feed {
         db,
         customer_id,
-        teller: Teller::new(definition, cursor),
+        teller: Teller { definition, cursor },
         subscription,
         stage: Stage::Opening,
-        ready: VecDeque::new(),
-        stop,
+        stop: Box::pin(stop.cancelled_owned()),
+        sent_at: Instant::now(),
+        silent: Box::pin(tokio::time::sleep(KEEP_ALIVE)),
     };
-    unfold(feed, async |mut feed| feed.next().await.map(|event| (Ok(event), feed)))
+    // Boxed: it is moved from chunk to chunk.
+    unfold(Box::new(feed), async |mut feed| feed.next().await.map(|chunk| (Ok(chunk), feed)))
 }
 
 impl Feed {
-    async fn next(&mut self) -> Option<Event> {
-        loop {
-            if let Some(Line { id, data }) = self.ready.pop_front() {
-                return Some(Event::default().event("data").id(id).data(data));
-            }
+    /// The next chunk; never an empty one.
+    async fn next(&mut self) -> Option<Bytes> {
+        let chunk = loop {
+            let mut chunk = Vec::new();
             match self.stage {
                 Stage::Opening => {
                     self.stage = Stage::CatchingUp;
-                    return Some(Event::default().comment("purchases"));
+                    chunk.extend_from_slice(b": purchases\n\n");
                 }
-                Stage::CatchingUp => self.catch_up().await?,
-                Stage::Live => {
-                    let news = tokio::select! {
-                        biased;
-                        () = self.stop.cancelled() => return None,
-                        news = self.subscription.news.recv() => news?,
-                    };
-                    self.take(&news);
+                Stage::CatchingUp => self.catch_up(&mut chunk).await?,
+                Stage::Live => self.hear(&mut chunk).await?,
+            }
+            if !chunk.is_empty() {
+                break chunk;
+            }
+        };
+        self.sent_at = Instant::now();
+        Some(chunk.into())
+    }
+
+    /// Waits for news, or until something has to be said for want of them.
+    async fn hear(&mut self, chunk: &mut Vec<u8>) -> Option<()> {
+        let mut all = Vec::new();
+        tokio::select! {
+            biased;
+            () = &mut self.stop => return None,
+            count = self.subscription.news.recv_many(&mut all, CHUNK_NEWS) => {
+                if count == 0 {
+                    return None;
+                }
+                chunk.reserve(count * NEWS_EVENTS * (EVENT_BYTES + self.teller.cursor.text_bytes()));
+                for news in all {
+                    self.take(&news, chunk);
                 }
             }
+            () = &mut self.silent => {
+                let (now, mut due) = (Instant::now(), self.sent_at + KEEP_ALIVE);
+                if due <= now {
+                    chunk.extend_from_slice(b":\n\n");
+                    due = now + KEEP_ALIVE;
+                }
+                self.silent.as_mut().reset(due);
+            }
         }
+        Some(())
     }
 
     /// Reads the next page of what the client missed; behind the last one come the purchases that are under way.
-    async fn catch_up(&mut self) -> Option<()> {
-        let (customer_id, after) = (self.customer_id, self.teller.cursor.finished);
+    async fn catch_up(&mut self, chunk: &mut Vec<u8>) -> Option<()> {
+        let (customer_id, after) = (self.customer_id, self.teller.cursor.finished());
         let up_to = self.subscription.announced;
         let page =
             self.db.read(move |tx| store::finished_between(tx, customer_id, after, up_to, PAGE_PURCHASES));
@@ -193,7 +223,7 @@ impl Feed {
         };
         if page.is_empty() {
             for news in std::mem::take(&mut self.subscription.open) {
-                self.take(&news);
+                self.take(&news, chunk);
             }
             self.stage = Stage::Live;
         }
@@ -201,7 +231,7 @@ impl Feed {
             match decode_path(&finished.path) {
                 Ok(path) => {
                     let store::Finished { id, finished_no, created_at, .. } = finished;
-                    self.ready.extend(self.teller.tell(id, created_at, &path, Some(finished_no)));
+                    self.teller.tell(id, created_at, &path, Some(finished_no), chunk);
                 }
                 Err(error) => {
                     tracing::error!(purchase = finished.id, %error, "a kept path cannot be read");
@@ -212,16 +242,18 @@ impl Feed {
         Some(())
     }
 
-    fn take(&mut self, news: &News) {
+    fn take(&mut self, news: &News, chunk: &mut Vec<u8>) {
         let News { id, started_at, path, finished_no } = news;
-        self.ready.extend(self.teller.tell(*id, *started_at, path, *finished_no));
+        self.teller.tell(*id, *started_at, path, *finished_no, chunk);
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
     use saga::{Entry, Outcome, Reason, StepIndex};
+    use serde::Serialize;
     use shop::purchase::purchase_saga;
 
     fn path(outcomes: &[(u8, Outcome)]) -> Path {
@@ -238,26 +270,54 @@ mod tests {
     }
 
     fn teller(cursor: &str) -> Teller {
-        Teller::new(Arc::new(purchase_saga()), Cursor::parse(cursor).unwrap())
+        Teller { definition: Arc::new(purchase_saga()), cursor: Cursor::parse(cursor).unwrap() }
+    }
+
+    /// An event as a client reads it: the cursor after it, and its data.
+    #[derive(Debug, PartialEq, Eq)]
+    struct Line {
+        id: String,
+        data: String,
+    }
+
+    impl Teller {
+        fn lines(
+            &mut self,
+            id: u64,
+            started_at: UnixMillis,
+            path: &Path,
+            finished_no: Option<u64>,
+        ) -> Vec<Line> {
+            let mut out = Vec::new();
+            self.tell(id, started_at, path, finished_no, &mut out);
+            let text = String::from_utf8(out).unwrap();
+            let event = |event: &str| {
+                let event = event.strip_prefix("event: data\nid: ").unwrap();
+                let (id, data) = event.split_once("\ndata: ").unwrap();
+                assert!(!data.contains('\n'), "{data:?}");
+                Line { id: id.to_owned(), data: data.to_owned() }
+            };
+            text.split_terminator("\n\n").map(event).collect()
+        }
     }
 
     #[test]
     fn a_longer_path_implies_what_a_shorter_one_told() {
         let mut told_once = teller("0");
-        let whole = told_once.tell(7, 1_000, &success(), Some(1));
+        let whole = told_once.lines(7, 1_000, &success(), Some(1));
         assert_eq!(whole.len(), 6);
         let first = r#"{"purchase_id":7,"step":"UPDATE_PRODUCT_INVENTORY","status":"STATUS_EXECUTE","timestamp":1,"seq":1}"#;
         assert_eq!(whole[0], Line { id: "0-7.1".into(), data: first.into() });
         assert_eq!(whole[5].id, "1");
 
         let mut told_often = teller("0");
-        let mut lines = told_often.tell(7, 1_000, &Path::new(), None);
+        let mut lines = told_often.lines(7, 1_000, &Path::new(), None);
         for length in [1, 1, 2, 1, 2] {
             let shorter = success().entries()[..length].iter().cloned().collect();
-            lines.extend(told_often.tell(7, 1_000, &shorter, None));
+            lines.extend(told_often.lines(7, 1_000, &shorter, None));
         }
-        lines.extend(told_often.tell(7, 1_000, &success(), Some(1)));
-        lines.extend(told_often.tell(7, 1_000, &success(), Some(1)));
+        lines.extend(told_often.lines(7, 1_000, &success(), Some(1)));
+        lines.extend(told_often.lines(7, 1_000, &success(), Some(1)));
         assert_eq!(lines, whole, "nothing is missed and nothing comes twice");
     }
 
@@ -270,17 +330,17 @@ mod tests {
         ]);
         let whole = {
             let mut teller = teller("3");
-            let mut lines = teller.tell(7, 1_000, &path(&[(0, Outcome::Done(vec![]))]), None);
-            lines.extend(teller.tell(8, 1_000, &success(), Some(4)));
-            lines.extend(teller.tell(7, 1_000, &failed, Some(5)));
+            let mut lines = teller.lines(7, 1_000, &path(&[(0, Outcome::Done(vec![]))]), None);
+            lines.extend(teller.lines(8, 1_000, &success(), Some(4)));
+            lines.extend(teller.lines(7, 1_000, &failed, Some(5)));
             lines
         };
         assert_eq!(whole.len(), 3 + 6 + 2);
         for resumed_behind in 0..whole.len() {
             let mut teller = teller(&whole[resumed_behind].id);
             // As a replica would that has only the database: in the order of the finish numbers.
-            let mut rest = teller.tell(8, 1_000, &success(), Some(4));
-            rest.extend(teller.tell(7, 1_000, &failed, Some(5)));
+            let mut rest = teller.lines(8, 1_000, &success(), Some(4));
+            rest.extend(teller.lines(7, 1_000, &failed, Some(5)));
             let data = |lines: &[Line]| {
                 let mut data: Vec<String> = lines.iter().map(|line| line.data.clone()).collect();
                 data.sort();
@@ -295,12 +355,53 @@ mod tests {
         let mut teller = teller("0");
         let mut last = String::new();
         for id in 1..=100 {
-            let lines = teller.tell(id, 1_000, &Path::new(), None);
+            let mut lines = teller.lines(id, 1_000, &Path::new(), None);
             assert_eq!(lines.len(), 1);
-            last = lines[0].id.clone();
+            last = lines.remove(0).id;
         }
         let cursor = Cursor::parse(&last).unwrap();
         assert_eq!(cursor.sent(64), 1);
         assert_eq!(cursor.sent(65), 0, "what does not fit is sent again after a resume");
+    }
+
+    /// What an event's data is, by a library.
+    #[derive(Serialize)]
+    struct Data<'a> {
+        purchase_id: u64,
+        step: &'static str,
+        status: &'static str,
+        timestamp: u64,
+        seq: usize,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        reason: Option<&'a str>,
+    }
+
+    proptest! {
+        #[test]
+        fn an_event_s_data_is_what_a_library_would_write(
+            purchase_id: u64,
+            seq: usize,
+            at: u64,
+            step in prop::sample::select(vec![
+                PurchaseStep::UpdateProductInventory, PurchaseStep::CreateOrder, PurchaseStep::CreatePayment,
+            ]),
+            status in prop::sample::select(vec![
+                saga::Status::Execute, saga::Status::Success, saga::Status::Failed, saga::Status::RolledBack,
+            ]),
+            reason in prop::option::of(any::<String>()),
+        ) {
+            let why = reason.clone().map(Reason::Refused);
+            let mut out = Vec::new();
+            put_data(purchase_id, seq, &Event { step, status, at, reason: why.as_ref() }, &mut out);
+            let data = Data {
+                purchase_id,
+                step: step.name(),
+                status: status_name(status),
+                timestamp: at / 1000,
+                seq,
+                reason: reason.as_deref(),
+            };
+            prop_assert_eq!(String::from_utf8(out).unwrap(), serde_json::to_string(&data).unwrap());
+        }
     }
 }
