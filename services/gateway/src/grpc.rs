@@ -1,0 +1,127 @@
+//! A gRPC call on its way to a replica: HTTP/2 on both sides, and errors in gRPC's own form.
+
+use axum::body::{Body, HttpBody};
+use axum::extract::Request;
+use axum::response::Response;
+use http::header::{CONTENT_TYPE, TE};
+use http::request::Parts;
+use http::uri::{Authority, Scheme};
+use http::{HeaderName, HeaderValue, StatusCode, Uri, Version};
+use serve::extract::read_body;
+
+use crate::forward::{MAX_TRIES, Unanswered, client, customer, give_up, pick};
+use crate::pool::Failure;
+use crate::route::{self, GrpcRoute};
+use crate::{Inner, headers};
+
+const GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
+const GRPC_MESSAGE: HeaderName = HeaderName::from_static("grpc-message");
+
+/// Status codes of gRPC.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Status {
+    DeadlineExceeded = 4,
+    ResourceExhausted = 8,
+    Unimplemented = 12,
+    Unavailable = 14,
+}
+
+/// Whether a request is a gRPC call.
+pub(crate) fn is_call(request: &Request) -> bool {
+    request.version() == Version::HTTP_2
+        && request
+            .headers()
+            .get(CONTENT_TYPE)
+            .is_some_and(|kind| kind.as_bytes().starts_with(b"application/grpc"))
+}
+
+impl Inner {
+    pub(crate) async fn call(&self, request: Request) -> Response {
+        let Some(route) = route::grpc(request.uri().path()) else {
+            return refusal(Status::Unimplemented, "no such service");
+        };
+        let counted = self.requests.begin(route.label, request.method().as_str());
+        let response =
+            self.pass_call_on(route, request).await.unwrap_or_else(|(status, why)| refusal(status, why));
+        counted.finish(response.status().as_u16(), response.body().size_hint().exact());
+        response
+    }
+
+    async fn pass_call_on(
+        &self,
+        route: GrpcRoute,
+        request: Request,
+    ) -> Result<Response, (Status, &'static str)> {
+        let (mut parts, body) = request.into_parts();
+        let choice = customer(&parts);
+        let (body, copy) = if route.reads {
+            let bytes = read_body(&parts, body).await;
+            let bytes =
+                bytes.map_err(|_| (Status::ResourceExhausted, "the message could not be taken in"))?;
+            (Body::from(bytes.clone()), Some(bytes))
+        } else {
+            (body, None)
+        };
+        prepare(&mut parts);
+        let head = copy.is_some().then(|| parts.clone());
+        let again = || Some(Request::from_parts(head.clone()?, Body::from(copy.clone()?)));
+        let mut next = Some(Request::from_parts(parts, body));
+        let (peers, mut tried) = (self.peers(route.service), Vec::new());
+        let mut unanswered = Unanswered::Unavailable;
+        for _ in 0..MAX_TRIES {
+            let Some(replica) = pick(peers, choice, &tried) else { break };
+            let Some(request) = next.take().or_else(again) else { break };
+            tried.push(replica.address());
+            match replica.link().call(request).await {
+                Ok(response) => {
+                    replica.reached();
+                    let (mut head, body) = response.into_parts();
+                    headers::drop_hop_by_hop(&mut head.headers);
+                    return Ok(Response::from_parts(head, Body::new(body)));
+                }
+                Err(Failure::NotSent(unsent)) => {
+                    give_up(&replica);
+                    next = Some(*unsent);
+                }
+                Err(Failure::Lost) => unanswered = Unanswered::Lost,
+                Err(Failure::Late) => {
+                    give_up(&replica);
+                    unanswered = Unanswered::Late;
+                    break;
+                }
+            }
+            self.outcomes.0.count("tried_again");
+        }
+        self.outcomes.0.count(unanswered.outcome());
+        Err(match unanswered {
+            Unanswered::Late => (Status::DeadlineExceeded, "the service did not answer in time"),
+            Unanswered::Lost | Unanswered::Unavailable => {
+                (Status::Unavailable, "the service is not available")
+            }
+        })
+    }
+}
+
+fn prepare(parts: &mut Parts) {
+    let client = client(parts);
+    headers::request(&mut parts.headers, client);
+    // gRPC asks for it; it says that trailers are understood.
+    parts.headers.insert(TE, HeaderValue::from_static("trailers"));
+    let mut uri = std::mem::take(&mut parts.uri).into_parts();
+    uri.scheme.get_or_insert(Scheme::HTTP);
+    uri.authority.get_or_insert(Authority::from_static("gateway"));
+    parts.uri = Uri::from_parts(uri).unwrap_or_default();
+    parts.version = Version::HTTP_2;
+    parts.extensions.clear();
+}
+
+/// An answer without a message: its status is in the head.
+fn refusal(status: Status, why: &'static str) -> Response {
+    let mut response = Response::new(Body::empty());
+    *response.status_mut() = StatusCode::OK;
+    let headers = response.headers_mut();
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
+    headers.insert(GRPC_STATUS, HeaderValue::from(status as u16));
+    headers.insert(GRPC_MESSAGE, HeaderValue::from_static(why));
+    response
+}
