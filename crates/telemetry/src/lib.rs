@@ -5,7 +5,9 @@
 
 pub mod logs;
 pub mod metrics;
+pub mod spans;
 pub mod trace;
 
 pub use metrics::{HttpMetrics, PubsubMetrics, Registry};
+pub use spans::Spans;
 pub use trace::TraceContext;
