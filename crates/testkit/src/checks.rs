@@ -1,6 +1,6 @@
 //! The invariants of the whole shop, checked on its databases: what I1 to I6, I10 and I12 of the design mean, row by row.
 //!
-//! The databases are opened read-only, each in one snapshot, so this may look at a shop that runs, if it is quiet, as well as at
+//! The databases, files or on a server ([`Books`]), are opened read-only, each in one snapshot, so this may look at a shop that runs, if it is quiet, as well as at
 //! one that was killed. Reading ([`check`]) and judging are apart: the judgement is a pure function of the rows.
 //!
 //! What never happens: a violation that is not named with the ids at fault, or one that hides behind another: no check is left
@@ -8,13 +8,13 @@
 
 mod judge;
 mod rows;
+mod source;
 mod violation;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
-use std::path::Path;
 
-pub use rows::CheckError;
+pub use source::{Books, CheckError, ReadError};
 pub use violation::{Database, Effect, Misfiling, Table, Violation};
 
 /// What the test knows and the databases must agree with.
@@ -71,11 +71,11 @@ impl fmt::Display for Report {
     }
 }
 
-/// Checks the databases in a shop's data directory.
+/// Checks a shop's databases.
 ///
 /// # Errors
 /// [`CheckError`] when a database cannot be read.
-pub fn check(data_dir: &Path, expected: &Expected) -> Result<Report, CheckError> {
-    let rows = rows::read(data_dir)?;
+pub fn check(books: impl Into<Books>, expected: &Expected) -> Result<Report, CheckError> {
+    let rows = rows::read(&books.into())?;
     Ok(judge::judge(&rows, expected))
 }

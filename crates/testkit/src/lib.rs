@@ -1,6 +1,7 @@
 //! The shop as a real process under test: started, watched, killed, started again, and judged by what it left on disk.
 //!
 //! - [`Shop`]: a process of the binary, on free ports of this machine.
+//! - [`Engines`]: the servers that a distributed one stands on; [`Replica`]: one of its processes.
 //! - [`Client`], [`Events`]: what its customers do, over real connections.
 //! - [`traffic`]: customers who buy, follow their streams and remember what they were told.
 //! - [`Ordeal`]: the whole of it, through many deaths on one data directory.
@@ -13,8 +14,10 @@
 pub mod checks;
 mod client;
 mod dice;
+mod engines;
 mod events;
 mod ordeal;
+mod replicas;
 mod shop;
 mod temp_dir;
 pub mod traffic;
@@ -22,8 +25,10 @@ mod wait;
 
 pub use client::{Answer, Client, ClientError};
 pub use dice::Dice;
+pub use engines::Engines;
 pub use events::{Events, SseEvent};
 pub use ordeal::{Ordeal, SEED_VARIABLE, tail};
+pub use replicas::{Replica, is_alive};
 pub use shop::{Options, Shop, StartFailed};
 pub use temp_dir::TempDir;
 pub use wait::until;

@@ -271,7 +271,7 @@ impl Ordeal {
     }
 
     fn check_databases(&self) -> checks::Report {
-        match checks::check(&self.options.data_dir, &self.expected()) {
+        match checks::check(self.options.books.clone(), &self.expected()) {
             Ok(report) => {
                 report.assert_clean();
                 report

@@ -10,10 +10,15 @@ use tokio::io::{AsyncBufReadExt, AsyncRead, BufReader};
 use tokio::process::{Child, Command};
 use tokio::task::JoinHandle;
 
+use crate::checks::Books;
 use crate::client::Client;
+use crate::engines::Engines;
+use crate::replicas::Replica;
 
 /// How long a start may take, under a tracer or beside other tests, too.
 const START_LIMIT: Duration = Duration::from_secs(30);
+/// How long the start of many processes may take.
+const START_LIMIT_OF_PROCESSES: Duration = Duration::from_secs(120);
 /// The pause between two looks at readiness.
 const READY_POLL: Duration = Duration::from_millis(5);
 /// How long a killed process may take to be gone: it may have to finish a write to a slow disk.
@@ -39,18 +44,36 @@ pub struct Options {
     /// A command to start it with, such as a tracer. It must become the shop in the end, under the same process id (`strace`
     /// does with `-D`), or signals would go to the wrong one.
     pub wrapper: Vec<String>,
+    /// Where its databases are.
+    pub books: Books,
+    /// How long its start may take.
+    pub start_limit: Duration,
 }
 
 impl Options {
     /// Nothing beyond what must be.
     pub fn new(binary: impl Into<PathBuf>, data_dir: impl Into<PathBuf>) -> Options {
+        let data_dir = data_dir.into();
         Options {
             binary: binary.into(),
-            data_dir: data_dir.into(),
+            books: Books::Files(data_dir.clone()),
+            data_dir,
             args: Vec::new(),
             env: Vec::new(),
             wrapper: Vec::new(),
+            start_limit: START_LIMIT,
         }
+    }
+
+    /// The same on servers: all services in one process, or `processes` of each, kept alive by a supervisor.
+    pub fn on(mut self, engines: &Engines, processes: usize) -> Options {
+        self.books = engines.books();
+        self.env.extend(engines.variables());
+        if processes > 0 {
+            self.args.extend(["--processes".to_owned(), processes.to_string()]);
+        }
+        self.start_limit = START_LIMIT_OF_PROCESSES;
+        self
     }
 
     /// The same with one more argument.
@@ -157,7 +180,7 @@ impl Shop {
             process.wait_for_readiness(&admin).await?;
             Ok((banner, client, admin))
         };
-        let ready = tokio::time::timeout(START_LIMIT, ready).await;
+        let ready = tokio::time::timeout(options.start_limit, ready).await;
         match ready {
             Ok(Ok((banner, client, admin))) => {
                 let pid = process.0.id().unwrap_or_default();
@@ -169,7 +192,7 @@ impl Shop {
             Ok(Err(NoStart::Banner(line))) => Err(StartFailed::Banner { line, banner: stdout.text() }),
             Err(_) => {
                 drop(process);
-                Err(StartFailed::NotReady { limit: START_LIMIT, stderr: stderr.whole().await })
+                Err(StartFailed::NotReady { limit: options.start_limit, stderr: stderr.whole().await })
             }
         }
     }
@@ -187,6 +210,17 @@ impl Shop {
     /// Its process id.
     pub fn pid(&self) -> u32 {
         self.pid
+    }
+
+    /// The processes that it keeps alive, if it does.
+    ///
+    /// # Panics
+    /// When it does not tell.
+    pub async fn replicas(&self) -> Vec<Replica> {
+        match self.admin.get("/replicas", None).await {
+            Ok(answer) => Replica::all(&answer.json()),
+            Err(error) => panic!("/replicas: {error}"),
+        }
     }
 
     /// What it wrote to standard output until it was ready.

@@ -47,7 +47,7 @@ impl Shop {
         ] {
             let conn = shop.open(database);
             for migration in migrations {
-                conn.execute_batch(migration.sql).unwrap();
+                conn.execute_batch(migration.sqlite).unwrap();
             }
         }
         // The checker reads what the view says. Here a table says it, so that it can say what the tables behind the view
@@ -64,10 +64,10 @@ impl Shop {
     fn fill(mut self) -> Shop {
         self.sql(
             Account,
-            "INSERT INTO customer VALUES (7, 'Ann', 'Lee', 'a@b', 'a@b', 'x', '1', '1', 'hash', 1)",
+            "INSERT INTO customer VALUES (7, 'Ann', 'Lee', 'a@b', 'a@b', 'x', '1', '1', 'hash', 1, 0)",
         );
         // 10 lamps: 2 sold to PAID, 1 held by OPEN.
-        self.sql(Product, "INSERT INTO product VALUES (501, 'lamp', '', '', 30, 7)");
+        self.sql(Product, "INSERT INTO product VALUES (501, 'lamp', '', '', 30, 7, 0)");
 
         self.reply(PAID, 0, &done(11));
         self.reply(PAID, 1, &done(12));
@@ -242,7 +242,7 @@ fn i1_stock() {
     finds(Product, "UPDATE product SET inventory = -1", &below);
     finds(Product, "DELETE FROM product", &[Violation::LostProduct { product: LAMP }]);
     let strange = Violation::UnknownProduct { product: 502 };
-    finds(Product, "INSERT INTO product VALUES (502, '', '', '', 1, 1)", &[strange]);
+    finds(Product, "INSERT INTO product VALUES (502, '', '', '', 1, 1, 0)", &[strange]);
 }
 
 #[test]
@@ -441,8 +441,8 @@ fn i6_everything_ends() {
 fn i10_ids() {
     let big = 1_u64 << 53;
     let statements = format!(
-        "INSERT INTO customer SELECT {big}, 'A', 'B', 'x', 'x', 'x', '2', '2', 'hash', 1;
-         INSERT INTO customer SELECT -1, 'A', 'B', 'y', 'y', 'x', '3', '3', 'hash', 1"
+        "INSERT INTO customer SELECT {big}, 'A', 'B', 'x', 'x', 'x', '2', '2', 'hash', 1, 0;
+         INSERT INTO customer SELECT -1, 'A', 'B', 'y', 'y', 'x', '3', '3', 'hash', 1, 0"
     );
     let bad = |id| Violation::IdOutOfRange { database: Account, id };
     finds(Account, &statements, &[bad(big), bad(u64::MAX)]);

@@ -1,23 +1,7 @@
 //! Reading a shop's databases: rows as they are, without judging them.
 
-use std::path::{Path, PathBuf};
-
-use rusqlite::{Connection, OpenFlags, Row};
-
+use super::source::{Books, Cells, CheckError, ReadError, Source};
 use super::violation::{Database, Table};
-
-/// How long to wait for the shop's own lock.
-const BUSY_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(10);
-
-/// A database cannot be read.
-#[derive(Debug, thiserror::Error)]
-#[error("{path}: {source}")]
-pub struct CheckError {
-    /// The database's file.
-    pub path: PathBuf,
-    /// Why.
-    pub source: rusqlite::Error,
-}
 
 /// Everything that is judged.
 #[derive(Clone, Debug, Default)]
@@ -110,132 +94,105 @@ pub(crate) struct Reply {
 }
 
 /// Reads it all.
-pub(crate) fn read(data_dir: &Path) -> Result<Rows, CheckError> {
+pub(crate) fn read(books: &Books) -> Result<Rows, CheckError> {
     let mut rows = Rows::default();
     // Purchases last: what is accepted while the others are read is then not taken for nobody's.
     for (database, read) in [
-        (Database::Account, read_account as fn(&Connection, &mut Rows) -> rusqlite::Result<()>),
+        (Database::Account, read_account as fn(&mut Source, &mut Rows) -> Result<(), ReadError>),
         (Database::Product, read_product),
         (Database::Order, read_order),
         (Database::Payment, read_payment),
         (Database::Purchase, read_purchase),
     ] {
-        let path = data_dir.join(database.name()).with_extension("db");
-        read_database(&path, database, read, &mut rows).map_err(|source| CheckError { path, source })?;
+        let at = |why| CheckError { database: books.name_of(database), why };
+        read_database(books, database, read, &mut rows).map_err(at)?;
     }
     Ok(rows)
 }
 
 fn read_database(
-    path: &Path,
+    books: &Books,
     database: Database,
-    read: fn(&Connection, &mut Rows) -> rusqlite::Result<()>,
+    read: fn(&mut Source, &mut Rows) -> Result<(), ReadError>,
     rows: &mut Rows,
-) -> rusqlite::Result<()> {
-    let conn = Connection::open_with_flags(path, OpenFlags::SQLITE_OPEN_READ_ONLY)?;
-    conn.busy_timeout(BUSY_TIMEOUT)?;
-    // One snapshot for all that follows.
-    conn.execute_batch("BEGIN")?;
-    let found = all(&conn, "PRAGMA quick_check", |row| row.get::<_, String>(0))?;
-    rows.damaged.extend(found.into_iter().filter(|what| what != "ok").map(|what| (database, what)));
-    if has_barrier(&conn)? {
-        rows.barrier.extend(read_barrier(&conn, database)?);
+) -> Result<(), ReadError> {
+    let mut source = books.open(database)?;
+    rows.damaged.extend(source.damages()?.into_iter().map(|what| (database, what)));
+    if source.has_table("saga_barrier")? {
+        rows.barrier.extend(read_barrier(&mut source, database)?);
     }
-    read(&conn, rows)
+    read(&mut source, rows)
 }
 
-fn has_barrier(conn: &Connection) -> rusqlite::Result<bool> {
-    let sql = "SELECT EXISTS (SELECT 1 FROM sqlite_schema WHERE type = 'table' AND name = 'saga_barrier')";
-    conn.query_row(sql, (), |row| row.get(0))
-}
-
-fn read_barrier(conn: &Connection, database: Database) -> rusqlite::Result<Vec<Reply>> {
-    all(conn, "SELECT saga, step, phase, reply FROM saga_barrier ORDER BY saga, step, phase", |row| {
-        Ok(Reply { database, saga: id(row, 0)?, step: row.get(1)?, phase: row.get(2)?, reply: row.get(3)? })
+fn read_barrier(source: &mut Source, database: Database) -> Result<Vec<Reply>, ReadError> {
+    source.all("SELECT saga, step, phase, reply FROM saga_barrier ORDER BY saga, step, phase", |row| {
+        let (step, phase) = (row.small(1)?, row.small(2)?);
+        Ok(Reply { database, saga: row.id(0)?, step, phase, reply: row.bytes(3)? })
     })
 }
 
-fn read_account(conn: &Connection, rows: &mut Rows) -> rusqlite::Result<()> {
-    rows.customers = all(conn, "SELECT id FROM customer ORDER BY id", |row| id(row, 0))?;
+fn read_account(source: &mut Source, rows: &mut Rows) -> Result<(), ReadError> {
+    rows.customers = source.all("SELECT id FROM customer ORDER BY id", |row| row.id(0))?;
     Ok(())
 }
 
-fn read_product(conn: &Connection, rows: &mut Rows) -> rusqlite::Result<()> {
-    rows.products = all(conn, "SELECT id, inventory FROM product ORDER BY id", |row| {
-        Ok(Product { id: id(row, 0)?, inventory: row.get(1)? })
+fn read_product(source: &mut Source, rows: &mut Rows) -> Result<(), ReadError> {
+    rows.products = source.all("SELECT id, inventory FROM product ORDER BY id", |row| {
+        Ok(Product { id: row.id(0)?, inventory: row.integer(1)? })
     })?;
     Ok(())
 }
 
-fn read_order(conn: &Connection, rows: &mut Rows) -> rusqlite::Result<()> {
-    rows.orders = all(conn, "SELECT id, customer_id, items FROM purchase_order ORDER BY id", |row| {
-        Ok(Order { id: id(row, 0)?, customer: id(row, 1)?, items: row.get(2)? })
+fn read_order(source: &mut Source, rows: &mut Rows) -> Result<(), ReadError> {
+    rows.orders = source.all("SELECT id, customer_id, items FROM purchase_order ORDER BY id", |row| {
+        Ok(Order { id: row.id(0)?, customer: row.id(1)?, items: row.text(2)? })
     })?;
     Ok(())
 }
 
-fn read_payment(conn: &Connection, rows: &mut Rows) -> rusqlite::Result<()> {
+fn read_payment(source: &mut Source, rows: &mut Rows) -> Result<(), ReadError> {
     let sql = "SELECT id, customer_id, currency_code, amount FROM payment ORDER BY id";
-    rows.payments = all(conn, sql, |row| {
-        Ok(Payment { id: id(row, 0)?, customer: id(row, 1)?, currency: row.get(2)?, amount: row.get(3)? })
+    rows.payments = source.all(sql, |row| {
+        Ok(Payment { id: row.id(0)?, customer: row.id(1)?, currency: row.text(2)?, amount: row.integer(3)? })
     })?;
     Ok(())
 }
 
-fn read_purchase(conn: &Connection, rows: &mut Rows) -> rusqlite::Result<()> {
+fn read_purchase(source: &mut Source, rows: &mut Rows) -> Result<(), ReadError> {
     let sql = "SELECT id, customer_id, idempotency_key, state, input, created_at, next_wake_at, finished_no,
                       reason, path
                FROM purchase ORDER BY id";
-    rows.purchases = all(conn, sql, |row| {
+    rows.purchases = source.all(sql, |row| {
         Ok(Purchase {
-            id: id(row, 0)?,
-            customer: id(row, 1)?,
-            key: row.get(2)?,
-            state: row.get(3)?,
-            input: row.get(4)?,
-            created_at: id(row, 5)?,
-            next_wake_at: optional(row, 6)?,
-            finished_no: optional(row, 7)?,
-            reason: row.get(8)?,
-            path: row.get(9)?,
+            id: row.id(0)?,
+            customer: row.id(1)?,
+            key: row.optional(2, Cells::text)?,
+            state: row.integer(3)?,
+            input: row.bytes(4)?,
+            created_at: row.id(5)?,
+            next_wake_at: row.optional(6, Cells::id)?,
+            finished_no: row.optional(7, Cells::id)?,
+            reason: row.optional(8, Cells::text)?,
+            path: row.optional(9, Cells::bytes)?,
         })
     })?;
     let sql = "SELECT no, indexed FROM purchase_finish WHERE only = 1";
-    (rows.last_finished_no, rows.files.indexed) =
-        conn.query_row(sql, (), |row| Ok((id(row, 0)?, id(row, 1)?)))?;
-    read_files(conn, &mut rows.files)
+    let finish = source.all(sql, |row| Ok((row.id(0)?, row.id(1)?)))?;
+    (rows.last_finished_no, rows.files.indexed) = finish.first().copied().unwrap_or_default();
+    read_files(source, &mut rows.files)
 }
 
-fn read_files(conn: &Connection, files: &mut Files) -> rusqlite::Result<()> {
-    let filed =
-        |row: &Row<'_>| Ok(Filed { id: id(row, 0)?, customer: id(row, 1)?, finished_no: id(row, 2)? });
-    files.accepted = all(conn, "SELECT id, customer_id, 0 FROM purchase_accepted ORDER BY id", filed)?;
-    files.open = all(conn, "SELECT id, customer_id, 0 FROM purchase_open ORDER BY id", filed)?;
-    files.ended = all(conn, "SELECT id, customer_id, finished_no FROM purchase_ended ORDER BY id", filed)?;
+fn read_files(source: &mut Source, files: &mut Files) -> Result<(), ReadError> {
+    let filed = |row: &Cells| Ok(Filed { id: row.id(0)?, customer: row.id(1)?, finished_no: row.id(2)? });
+    files.accepted = source.all("SELECT id, customer_id, 0 FROM purchase_accepted ORDER BY id", filed)?;
+    files.open = source.all("SELECT id, customer_id, 0 FROM purchase_open ORDER BY id", filed)?;
+    files.ended = source.all("SELECT id, customer_id, finished_no FROM purchase_ended ORDER BY id", filed)?;
     for (table, sql) in [
         (Table::CustomerPurchase, "SELECT customer_id, id FROM customer_purchase"),
         (Table::CustomerEnded, "SELECT customer_id, finished_no FROM customer_ended"),
     ] {
-        files
-            .listed
-            .extend(all(conn, sql, |row| Ok(Listed { table, customer: id(row, 0)?, number: id(row, 1)? }))?);
+        let listed = |row: &Cells| Ok(Listed { table, customer: row.id(0)?, number: row.id(1)? });
+        files.listed.extend(source.all(sql, listed)?);
     }
     Ok(())
-}
-
-/// A negative number is read as one far above 2^53: out of range it is either way.
-fn id(row: &Row<'_>, index: usize) -> rusqlite::Result<u64> {
-    row.get::<_, i64>(index).map(i64::cast_unsigned)
-}
-
-fn optional(row: &Row<'_>, index: usize) -> rusqlite::Result<Option<u64>> {
-    Ok(row.get::<_, Option<i64>>(index)?.map(i64::cast_unsigned))
-}
-
-fn all<T>(
-    conn: &Connection,
-    sql: &str,
-    each: impl FnMut(&Row<'_>) -> rusqlite::Result<T>,
-) -> rusqlite::Result<Vec<T>> {
-    conn.prepare(sql)?.query_map((), each)?.collect()
 }

@@ -69,6 +69,12 @@ impl Buyer<'_> {
                     ledger.acknowledge(customer.number, id, key, cart);
                     return Some(id);
                 }
+                // A gateway lost the replica in the middle of it: as if the connection had broken.
+                Ok(answer) if answer.status == 502 => {
+                    ledger.unanswered();
+                    address.moved().await;
+                    key?;
+                }
                 Ok(answer) if answer.status == 503 && habits.refusals_are_fine => {
                     if !answer.headers.contains_key("retry-after") {
                         ledger.fault(format!("a 503 without Retry-After: {}", answer.body));
@@ -99,6 +105,7 @@ impl Buyer<'_> {
         match customer.buy(&client, &other, Some(key)).await {
             Ok(answer) if answer.status == 422 => {}
             Ok(answer) if answer.status == 503 && self.habits.refusals_are_fine => ledger.refused(),
+            Ok(answer) if answer.status == 502 => ledger.unanswered(),
             Ok(answer) => {
                 let (status, body) = (answer.status, answer.body);
                 ledger.fault(format!("I2: key {key:?} with another cart was answered {status} {body}"));

@@ -48,14 +48,23 @@ pub async fn follow_until_closed(
     }
 }
 
-/// An event never precedes its effect. No answer is no answer: the shop may just have died.
+/// What says "not now" and nothing about what was asked for.
+fn is_no_answer(status: u16) -> bool {
+    matches!(status, 502 | 503)
+}
+
+/// An event never precedes its effect. No answer is no answer: the shop may just have died, or a part of it.
 async fn spot_check(client: &Client, customer: &Customer, ledger: &Ledger, look: Look) {
     let token = Some(customer.token.as_str());
-    let status = async |path: String| Some(client.get(&path, token).await.ok()?.status);
+    let status = async |path: String| {
+        let status = client.get(&path, token).await.ok()?.status;
+        (!is_no_answer(status)).then_some(status)
+    };
     let state = async |id: u64| {
         let answer = client.get(&format!("/api/purchase/{id}"), token).await.ok()?;
         match answer.status {
             200 => answer.json()["state"].as_str().map(str::to_owned),
+            status if is_no_answer(status) => None,
             status => Some(format!("answered {status}")),
         }
     };
