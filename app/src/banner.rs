@@ -8,6 +8,8 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::Path;
 use std::time::Duration;
 
+use crate::config::Config;
+
 /// What there is to tell.
 #[derive(Debug)]
 pub(crate) struct Banner<'a> {
@@ -15,6 +17,8 @@ pub(crate) struct Banner<'a> {
     pub http: SocketAddr,
     /// Where the operator's door listens.
     pub admin: SocketAddr,
+    /// What runs where.
+    pub layout: Layout,
     /// The data directory, absolute.
     pub data_dir: &'a Path,
     /// Whether everybody may create products.
@@ -25,6 +29,33 @@ pub(crate) struct Banner<'a> {
     pub took: Duration,
 }
 
+/// What runs where.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Layout {
+    /// All is in this process, the data in files.
+    Embedded,
+    /// The data is on servers.
+    Servers {
+        /// Them, without passwords.
+        servers: String,
+        /// Replicas of each service, as processes; 0: the services are in this process.
+        processes: usize,
+    },
+}
+
+impl Layout {
+    /// As the settings say.
+    pub(crate) fn of(config: &Config) -> Layout {
+        let Some(nats) = &config.nats.url else { return Layout::Embedded };
+        let mysql = match &config.mysql.url {
+            Some(url) => url.to_string(),
+            None => "a MySQL for each service".to_owned(),
+        };
+        let redis = config.redis.url.as_ref().map_or("no Redis".to_owned(), ToString::to_string);
+        Layout::Servers { servers: format!("{mysql}, {nats}, {redis}"), processes: config.processes }
+    }
+}
+
 /// What became of the demonstration's products.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Demo {
@@ -32,6 +63,8 @@ pub(crate) enum Demo {
     Added,
     /// The shop had products already.
     NotNeeded,
+    /// Another process adds them if there are none.
+    Wanted,
     /// They are switched off.
     Off,
 }
@@ -41,6 +74,7 @@ impl fmt::Display for Demo {
         f.write_str(match self {
             Demo::Added => "added, because the shop had no products",
             Demo::NotNeeded => "not added, the shop has products",
+            Demo::Wanted => "added if the shop had no products",
             Demo::Off => "switched off",
         })
     }
@@ -64,7 +98,16 @@ impl fmt::Display for Banner<'_> {
         writeln!(f, "  metrics    {admin}/metrics{}", reach(self.admin))?;
         writeln!(f, "  alive      {admin}/healthz")?;
         writeln!(f, "  ready      {admin}/readyz")?;
-        writeln!(f, "  data       {}", self.data_dir.display())?;
+        match &self.layout {
+            Layout::Embedded => writeln!(f, "  data       {}", self.data_dir.display())?,
+            Layout::Servers { servers, processes } => {
+                writeln!(f, "  data       {servers}")?;
+                writeln!(f, "  keys       {}", self.data_dir.display())?;
+                if *processes > 0 {
+                    writeln!(f, "  processes  {processes} of each service: {admin}/replicas")?;
+                }
+            }
+        }
         writeln!(f, "  stop       Ctrl-C, or kill {}", std::process::id())
     }
 }
@@ -88,10 +131,22 @@ mod tests {
     use super::*;
 
     #[test]
+    fn servers_are_shown_without_their_passwords() {
+        use crate::config::secret::ServerUrl;
+        let mut config = Config { processes: 2, ..Config::default() };
+        assert_eq!(Layout::of(&config), Layout::Embedded);
+        config.mysql.url = Some(ServerUrl::new("mysql://root:hush@db:1"));
+        config.nats.url = Some(ServerUrl::new("nats://bus:2"));
+        let servers = "mysql://********@db:1, nats://bus:2, no Redis".to_owned();
+        assert_eq!(Layout::of(&config), Layout::Servers { servers, processes: 2 });
+    }
+
+    #[test]
     fn every_url_can_be_opened_on_this_machine() {
         let banner = Banner {
             http: "0.0.0.0:8080".parse().unwrap(),
             admin: "[::]:8081".parse().unwrap(),
+            layout: Layout::Embedded,
             data_dir: Path::new("/var/lib/saga"),
             catalog_open: false,
             demo: Demo::Off,

@@ -1,18 +1,24 @@
 //! Every setting there is: its meaning, its unit, its default, its bounds.
 //!
-//! [`layers`] reads the settings, [`show`] prints them. A [`Config`] that came out of [`layers::load`] lies
-//! within all bounds, and nothing reads a file or the environment after it. What never happens: a secret is
-//! serialized, printed or logged; a setting that is misspelt is ignored; a number is outside of [`BOUNDS`].
+//! [`layers`] reads the settings, [`show`] prints them, [`role`] says whether they are enough for what a process is to be.
+//! A [`Config`] that came out of [`layers::load`] lies within all bounds, and nothing reads a file or the environment
+//! after it. What never happens: a secret is serialized, printed or logged; a setting that is misspelt is ignored; a
+//! number is outside of [`BOUNDS`].
 
 pub(crate) mod layers;
+pub(crate) mod role;
+pub(crate) mod secret;
+pub(crate) mod servers;
 pub(crate) mod show;
 
-use std::fmt;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 
-use serde::{Deserialize, Serialize, Serializer};
+use serde::{Deserialize, Serialize};
 use serve::edge::EdgeConfig;
+
+use secret::Secret;
+use servers::{Mysql, Nats, Peers, Redis};
 
 /// The settings of one process.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -24,6 +30,10 @@ pub(crate) struct Config {
     pub admin_listen: SocketAddr,
     /// The folder of the databases and the signing keys. A relative one starts at the working directory.
     pub data_dir: PathBuf,
+    /// The folder of the signing keys, which all replicas of the account service share; unless set, `keys` in data_dir.
+    pub key_dir: Option<PathBuf>,
+    /// Replicas of each service that `saga up` starts as processes of their own; 0: all is in one process.
+    pub processes: usize,
     /// Whether a shop without products gets some at its first start.
     pub demo_data: bool,
     /// What is logged, and how it looks.
@@ -42,8 +52,16 @@ pub(crate) struct Config {
     pub saga: Saga,
     /// The embedded bus.
     pub bus: Bus,
-    /// The databases, one per service.
+    /// The databases in files, one per service.
     pub db: Db,
+    /// Databases on servers.
+    pub mysql: Mysql,
+    /// The broker between processes.
+    pub nats: Nats,
+    /// What processes remember together.
+    pub redis: Redis,
+    /// Where the other processes are.
+    pub peers: Peers,
 }
 
 /// What is logged, and how it looks.
@@ -86,6 +104,9 @@ pub(crate) struct Http {
     pub write_stall_timeout_ms: u64,
     /// Time that requests in flight get to finish when the process is told to stop.
     pub drain_timeout_ms: u64,
+    /// Proxies in front of this process, each of which adds its client's address to X-Forwarded-For; 0: the header is not
+    /// believed. Processes that `saga up --processes` starts count its gateway by themselves.
+    pub trusted_proxies: usize,
     /// Origins whose pages may call the API from a browser, as scheme://host or scheme://host:port.
     pub cors_allowed_origins: Vec<String>,
 }
@@ -175,33 +196,6 @@ pub(crate) struct Db {
     pub readers: usize,
 }
 
-/// A value that is never shown.
-#[derive(Clone, PartialEq, Eq, Deserialize)]
-#[serde(transparent)]
-pub(crate) struct Secret(String);
-
-/// What stands where a secret would.
-pub(crate) const MASK: &str = "********";
-
-impl Secret {
-    /// The value, for the one place that compares it.
-    pub(crate) fn expose(&self) -> &str {
-        &self.0
-    }
-}
-
-impl fmt::Debug for Secret {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(MASK)
-    }
-}
-
-impl Serialize for Secret {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.serialize_str(MASK)
-    }
-}
-
 const KIB: i64 = 1024;
 const MIB: i64 = 1024 * KIB;
 const SECONDS_PER_DAY: i64 = 24 * 60 * 60;
@@ -231,6 +225,7 @@ pub(crate) const BOUNDS: &[(&str, i64, i64)] = &[
     ("http.write_stall_timeout_ms", 100, 10 * MILLIS_PER_MINUTE),
     // Below the time that the whole process has to stop.
     ("http.drain_timeout_ms", 0, 9_000),
+    ("http.trusted_proxies", 0, 8),
     ("account.access_token_seconds", 1, SECONDS_PER_DAY),
     ("account.refresh_token_seconds", 60, 365 * SECONDS_PER_DAY),
     ("account.purge_interval_seconds", 1, SECONDS_PER_DAY),
@@ -257,6 +252,11 @@ pub(crate) const BOUNDS: &[(&str, i64, i64)] = &[
     ("saga.batch", 1, FRAME_ENVELOPES),
     ("bus.queue_envelopes", FRAME_ENVELOPES, 4 * MIB),
     ("db.readers", 1, 64),
+    ("processes", 0, 16),
+    ("mysql.writers", 1, 256),
+    ("mysql.readers", 1, 256),
+    ("nats.replicas", 0, 5),
+    ("nats.queue_mib", 1, 1_048_576),
 ];
 
 impl Default for Config {
@@ -265,6 +265,8 @@ impl Default for Config {
             listen: (Ipv4Addr::LOCALHOST, 8080).into(),
             admin_listen: (Ipv4Addr::LOCALHOST, 8081).into(),
             data_dir: PathBuf::from("./saga-data"),
+            key_dir: None,
+            processes: 0,
             demo_data: true,
             log: Log::default(),
             http: Http::default(),
@@ -275,6 +277,10 @@ impl Default for Config {
             saga: Saga::default(),
             bus: Bus::default(),
             db: Db::default(),
+            mysql: Mysql::default(),
+            nats: Nats::default(),
+            redis: Redis::default(),
+            peers: Peers::default(),
         }
     }
 }
@@ -295,6 +301,7 @@ impl Default for Http {
             body_timeout_ms: 10_000,
             write_stall_timeout_ms: 30_000,
             drain_timeout_ms: 8_000,
+            trusted_proxies: 0,
             cors_allowed_origins: Vec::new(),
         }
     }
@@ -351,16 +358,6 @@ impl Default for Db {
 /// Settings that are each allowed, but not together.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum Conflict {
-    /// Nobody could create products.
-    #[error(
-        "catalog.admin_token is not set, and creating products needs it: listen = {listen} can be reached from \
-         other machines, or catalog.write = \"admin\". Set catalog.admin_token (SAGA_CATALOG__ADMIN_TOKEN) to at \
-         least {ADMIN_TOKEN_MIN_CHARS} characters, or let everybody create products with catalog.write = \"open\""
-    )]
-    NoAdminToken {
-        /// Where the API listens.
-        listen: SocketAddr,
-    },
     /// Two servers on one address.
     #[error("listen and admin_listen are both {0}: each needs an address of its own")]
     SameAddress(SocketAddr),
@@ -428,18 +425,15 @@ impl Http {
             body_timeout_ms: self.body_timeout_ms,
             write_stall_timeout_ms: self.write_stall_timeout_ms,
             drain_timeout_ms: self.drain_timeout_ms,
+            trusted_proxies: self.trusted_proxies,
         }
     }
 }
 
 impl Config {
-    /// Whether everybody may create products.
-    pub(crate) fn catalog_open(&self) -> bool {
-        match self.catalog.write {
-            CatalogWrite::Open => true,
-            CatalogWrite::Admin => false,
-            CatalogWrite::Auto => self.listen.ip().is_loopback(),
-        }
+    /// The folder of the signing keys.
+    pub(crate) fn key_dir(&self) -> PathBuf {
+        self.key_dir.clone().unwrap_or_else(|| self.data_dir.join("keys"))
     }
 
     /// What does not fit together. Each value is within its bounds.
@@ -450,10 +444,6 @@ impl Config {
         let hours = self.purchase.barrier_retention_hours;
         let driven_seconds = self.purchase.deadline_seconds + u64::from(self.purchase.max_tries) * max;
         let checks = [
-            (
-                !self.catalog_open() && self.catalog.admin_token.is_none(),
-                Conflict::NoAdminToken { listen: self.listen },
-            ),
             (self.listen == self.admin_listen && self.listen.port() != 0, Conflict::SameAddress(self.listen)),
             (first > max, Conflict::RetryOrder { first, max }),
             (batch > queue, Conflict::AcceptOrder { batch, queue }),
@@ -466,24 +456,12 @@ impl Config {
 
 #[cfg(test)]
 mod tests {
+    use super::secret::ServerUrl;
     use super::*;
 
     #[test]
     fn the_defaults_fit_together() {
         assert_eq!(Config::default().conflicts(), []);
-    }
-
-    #[test]
-    fn the_catalog_is_open_on_loopback_only_unless_told_otherwise() {
-        let mut config = Config { listen: "[::1]:80".parse().unwrap(), ..Config::default() };
-        assert!(config.catalog_open());
-        config.listen = "0.0.0.0:80".parse().unwrap();
-        assert!(!config.catalog_open());
-        assert_eq!(config.conflicts(), [Conflict::NoAdminToken { listen: config.listen }]);
-        config.catalog.admin_token = Some(Secret("0123456789abcdef".to_owned()));
-        assert_eq!(config.conflicts(), []);
-        config.catalog.write = CatalogWrite::Open;
-        assert!(config.catalog_open());
     }
 
     #[test]
@@ -513,7 +491,10 @@ mod tests {
     #[test]
     fn a_secret_does_not_leak_through_debug_or_serialization() {
         let mut config = Config::default();
-        config.catalog.admin_token = Some(Secret("open sesame".to_owned()));
+        config.catalog.admin_token = Some(Secret::new("open sesame"));
+        config.mysql.url = Some(ServerUrl::new("mysql://root:sesame@db"));
+        config.nats.url = Some(ServerUrl::new("nats://root:sesame@bus"));
+        config.redis.url = Some(ServerUrl::new("redis://:sesame@copies"));
         assert!(!format!("{config:?}").contains("sesame"));
         assert!(!serde_json::to_string(&config).unwrap().contains("sesame"));
     }

@@ -1,35 +1,38 @@
-//! `saga`: reads its settings, takes the data directory, starts the shop, and stops it when told to.
+//! `saga`: reads its settings, does what it is told to, and says by its exit code how that went.
 //!
-//! This is the rim: arguments, environment, signals and exit codes are here and nowhere else. What never
-//! happens: the banner before the shop answers; an exit with 0 after something went wrong; a stop that takes
-//! longer than [`STOP_DEADLINE`].
+//! This is the rim: arguments, environment and exit codes are here, signals in [`process`], and neither anywhere else.
 
 mod assemble;
 mod banner;
 mod cli;
 mod config;
+mod doctor;
 mod lock;
+mod process;
+mod supervisor;
 
 use std::io::{self, Write};
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::process::ExitCode;
-use std::time::{Duration, Instant};
 
 use clap::{CommandFactory, Parser};
 use mimalloc::MiMalloc;
+use serve::random::Random;
 use telemetry::logs;
-use tokio::signal::unix::{Signal, SignalKind, signal};
+use telemetry::logs::Format;
+use wire::time::Clock;
 
-use banner::{Banner, Demo};
-use cli::{Cli, Command, ConfigCommand};
+use assemble::Hold;
+use banner::Demo;
+use cli::{Cli, Command, ConfigCommand, KeysCommand};
 use config::layers::{self, Loaded, Source};
-use config::{Config, LogFormat, show};
+use config::role::Role;
+use config::{LogFormat, show};
 use lock::DataDir;
+pub(crate) use process::STOP_DEADLINE;
 
 #[global_allocator]
 static ALLOCATOR: MiMalloc = MiMalloc;
-
-/// How long a stop may take, so that the process is gone within ten seconds of the signal.
-const STOP_DEADLINE: Duration = Duration::from_millis(9_500);
 
 const EXIT_FAILED: u8 = 1;
 const EXIT_USAGE: u8 = 2;
@@ -47,6 +50,8 @@ enum Failure {
     DataDir(#[from] lock::Error),
     #[error(transparent)]
     Shop(#[from] assemble::Error),
+    #[error(transparent)]
+    Supervisor(#[from] supervisor::Error),
     #[error("cannot start the runtime's threads or listen for signals: {0}")]
     Runtime(#[source] io::Error),
     #[error("cannot write to standard output: {0}")]
@@ -55,6 +60,12 @@ enum Failure {
     Show(#[from] serde_json::Error),
     #[error(transparent)]
     Load(#[from] load::Error),
+    #[error(transparent)]
+    Keys(#[from] account::KeyError),
+    #[error("not ready: {0}")]
+    NotReady(String),
+    #[error("the shop would not run like this, or would lose data")]
+    Unhealthy,
     #[error("what was bought does not add up, or has not ended")]
     DoesNotAddUp,
     #[error("not everything ended within {STOP_DEADLINE:?}; the next start goes on from what is on disk")]
@@ -72,10 +83,14 @@ impl Failure {
             Failure::CutShort => EXIT_CUT_SHORT,
             Failure::DataDir(_)
             | Failure::Shop(_)
+            | Failure::Supervisor(_)
             | Failure::Runtime(_)
             | Failure::Output(_)
             | Failure::Show(_)
             | Failure::Load(_)
+            | Failure::Keys(_)
+            | Failure::NotReady(_)
+            | Failure::Unhealthy
             | Failure::DoesNotAddUp
             | Failure::StopTooSlow => EXIT_FAILED,
         }
@@ -114,41 +129,83 @@ fn run(cli: &Cli) -> Result<(), Failure> {
         Command::Config(ConfigCommand::Show { json }) => show_settings(&load(cli)?, *json),
         Command::Load(options) => put_under_load(options),
         Command::Up => {
-            let (loaded, data_dir) = prepare(cli)?;
-            block_on(up(&loaded.config, &data_dir))
+            let prepared = prepare(cli, Role::Shop)?;
+            let data_dir = DataDir::acquire(&prepared.loaded.config.data_dir)?;
+            let Prepared { loaded, format } = &prepared;
+            if loaded.config.processes > 0 {
+                block_on(process::supervise(loaded, &data_dir, *format))
+            } else {
+                block_on(process::up(&loaded.config, &data_dir))
+            }
         }
+        Command::Run { service, supervised } => {
+            let prepared = prepare(cli, Role::Replica(*service))?;
+            let hold = if *supervised { Hold::WithSupervisor } else { Hold::Alone };
+            block_on(process::run(&prepared.loaded.config, *service, hold))
+        }
+        Command::Health => block_on(ask_whether_ready(load(cli)?.config.admin_listen)),
+        Command::Keys(KeysCommand::New) => {
+            let dir = load(cli)?.config.key_dir();
+            account::rotate_keys(&dir, &Clock::system(), &Random::secure())?;
+            print(format!("a new signing key is in {}\n", dir.display()).as_bytes())
+        }
+        Command::Doctor { json } => examine(&load(cli)?, *json),
         Command::Seed => {
-            let (loaded, _data_dir) = prepare(cli)?;
-            let added = block_on(async { Ok(assemble::seed(&loaded.config).await?) })?;
+            let config = prepare(cli, Role::Seeder)?.loaded.config;
+            let _data_dir = DataDir::acquire(&config.data_dir)?;
+            let added = block_on(async { Ok(assemble::seed(&config).await?) })?;
             let demo = if added { Demo::Added } else { Demo::NotNeeded };
             print(format!("demo data: {demo}\n").as_bytes())
         }
     }
 }
 
+/// A process that listens everywhere is asked on the loopback address.
+async fn ask_whether_ready(mut admin: SocketAddr) -> Result<(), Failure> {
+    if admin.ip().is_unspecified() {
+        admin.set_ip(match admin {
+            SocketAddr::V4(_) => Ipv4Addr::LOCALHOST.into(),
+            SocketAddr::V6(_) => Ipv6Addr::LOCALHOST.into(),
+        });
+    }
+    supervisor::Probe::new().ask(admin).await.map_err(Failure::NotReady)
+}
+
 fn load(cli: &Cli) -> Result<Loaded, Failure> {
     Ok(layers::load(cli.settings.config.as_deref(), std::env::vars_os(), cli.settings.given())?)
 }
 
-/// What everything that touches data needs first: settings, the log, and the right to the data directory.
-fn prepare(cli: &Cli) -> Result<(Loaded, DataDir), Failure> {
+/// Settings that are enough for what is to be done, and a log.
+struct Prepared {
+    loaded: Loaded,
+    format: Format,
+}
+
+fn prepare(cli: &Cli, role: Role) -> Result<Prepared, Failure> {
     let loaded = load(cli)?;
+    loaded.check_for(role)?;
     let log = &loaded.config.log;
     let format = match log.format {
-        LogFormat::Auto => logs::Format::detect(),
-        LogFormat::Human => logs::Format::Human,
-        LogFormat::Json => logs::Format::Json,
+        LogFormat::Auto => Format::detect(),
+        LogFormat::Human => Format::Human,
+        LogFormat::Json => Format::Json,
     };
     logs::init(&log.filter, format)
         .map_err(|cause| Failure::Log { from: loaded.source("log.filter"), cause })?;
-    let data_dir = DataDir::acquire(&loaded.config.data_dir)?;
-    Ok((loaded, data_dir))
+    Ok(Prepared { loaded, format })
 }
 
 fn show_settings(loaded: &Loaded, json: bool) -> Result<(), Failure> {
     let settings = show::settings(loaded)?;
     let text = if json { serde_json::to_string_pretty(&settings)? + "\n" } else { show::table(&settings) };
     print(text.as_bytes())
+}
+
+fn examine(loaded: &Loaded, json: bool) -> Result<(), Failure> {
+    let findings = block_on(async { Ok(doctor::examine(&loaded.config).await) })?;
+    let text = if json { serde_json::to_string_pretty(&findings)? + "\n" } else { doctor::table(&findings) };
+    print(text.as_bytes())?;
+    if doctor::healthy(&findings) { Ok(()) } else { Err(Failure::Unhealthy) }
 }
 
 fn put_under_load(options: &load::Options) -> Result<(), Failure> {
@@ -174,70 +231,4 @@ fn block_on<T>(work: impl Future<Output = Result<T, Failure>>) -> Result<T, Fail
     // What still runs on a blocking thread is a password being hashed, which nobody waits for any more.
     runtime.shutdown_background();
     done
-}
-
-async fn up(config: &Config, data_dir: &DataDir) -> Result<(), Failure> {
-    let begun = Instant::now();
-    let mut signals = Signals::listen().map_err(Failure::Runtime)?;
-    let mut running = tokio::select! {
-        running = assemble::up(config) => running?,
-        name = signals.next() => {
-            tracing::info!(signal = name, "stopped before the shop was ready");
-            return Ok(());
-        }
-    };
-    let demo = match (config.demo_data, running.seeded) {
-        (false, _) => Demo::Off,
-        (true, true) => Demo::Added,
-        (true, false) => Demo::NotNeeded,
-    };
-    let banner = Banner {
-        http: running.http_addr,
-        admin: running.admin_addr,
-        data_dir: data_dir.path(),
-        catalog_open: running.catalog_open,
-        demo,
-        took: begun.elapsed(),
-    };
-    print(banner.to_string().as_bytes())?;
-    tracing::info!(http = %banner.http, admin = %banner.admin, "ready");
-    let broken = tokio::select! {
-        error = running.failed() => Some(error),
-        name = signals.next() => {
-            tracing::info!(signal = name, "stopping; a second signal stops at once");
-            None
-        }
-    };
-    if let Some(error) = &broken {
-        tracing::error!("stopping: {error}");
-    }
-    tokio::select! {
-        stopped = tokio::time::timeout(STOP_DEADLINE, running.stop()) => {
-            stopped.map_err(|_| Failure::StopTooSlow)?;
-        }
-        _ = signals.next() => return Err(Failure::CutShort),
-    }
-    tracing::info!("stopped");
-    broken.map_or(Ok(()), |error| Err(error.into()))
-}
-
-/// SIGTERM and SIGINT, from the moment of [`Signals::listen`] on.
-struct Signals {
-    terminate: Signal,
-    interrupt: Signal,
-}
-
-impl Signals {
-    fn listen() -> io::Result<Signals> {
-        let (terminate, interrupt) = (SignalKind::terminate(), SignalKind::interrupt());
-        Ok(Signals { terminate: signal(terminate)?, interrupt: signal(interrupt)? })
-    }
-
-    /// The next signal's name.
-    async fn next(&mut self) -> &'static str {
-        tokio::select! {
-            _ = self.terminate.recv() => "SIGTERM",
-            _ = self.interrupt.recv() => "SIGINT",
-        }
-    }
 }

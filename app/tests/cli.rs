@@ -456,3 +456,185 @@ fn errors_are_told_even_if_the_log_is_off() {
         "{message}"
     );
 }
+
+/// A port that nobody listens to, a moment ago at least.
+fn free_port() -> u16 {
+    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+}
+
+#[test]
+fn a_secret_may_come_from_a_file_and_servers_have_short_names() {
+    let folder = Folder::new("secret-file");
+    let url = folder.file("url", "mysql://root:sesame@db:3306\n");
+    let token = folder.file("token", "open-sesame-open-sesame\r\n");
+    let file = folder.file("saga.toml", &format!("[catalog]\nadmin_token_file = {token:?}\n"));
+    let settings = shown(
+        saga(&["config", "show", "--json", "--config", &file, "--redis", "redis://:sesame@c:1"])
+            .env("SAGA_MYSQL__URL_FILE", &url)
+            .env("SAGA_NATS", "nats://u:sesame@a:1,nats://b:1"),
+    );
+    for (key, value, source) in [
+        ("mysql.url", "mysql://********@db:3306", "SAGA_MYSQL__URL_FILE"),
+        ("nats.url", "nats://********@a:1,nats://b:1", "SAGA_NATS"),
+        ("redis.url", "redis://********@c:1", "--redis"),
+        ("catalog.admin_token", "********", file.as_str()),
+    ] {
+        let setting = setting(&settings, key);
+        assert_eq!(
+            (&setting["value"], &setting["source"]["name"]),
+            (&value.into(), &source.into()),
+            "{setting}"
+        );
+    }
+    let missing = folder.path("missing");
+    let (code, message) = failure(saga(&["up"]).env("SAGA_MYSQL_FILE", &missing));
+    assert_eq!(code, Some(2), "{message}");
+    assert!(message.contains("SAGA_MYSQL_FILE") && message.contains(&missing), "{message}");
+}
+
+#[test]
+fn an_address_that_is_none_is_refused_without_showing_it() {
+    for (name, value) in [
+        ("SAGA_MYSQL", "postgres://root:sesame@db"),
+        ("SAGA_NATS", "root:sesame@bus"),
+        ("SAGA_REDIS", "redis://"),
+        ("SAGA_PEERS__ORDER", "order"),
+        ("SAGA_NATS__PREFIX", "a.b"),
+    ] {
+        let (code, message) = failure(saga(&["up"]).env(name, value));
+        assert_eq!(code, Some(2), "{message}");
+        assert!(message.contains("expected") && !message.contains("sesame"), "{message}");
+    }
+}
+
+#[test]
+fn what_a_role_lacks_is_told_at_once() {
+    let (code, message) = failure(&mut saga(&["up", "--processes", "2"]));
+    assert_eq!(code, Some(2), "{message}");
+    assert!(message.contains("needs mysql.url") && message.contains("needs nats.url"), "{message}");
+    let (code, message) = failure(saga(&["up"]).env("SAGA_REDIS", "redis://127.0.0.1:1"));
+    assert_eq!(code, Some(2), "{message}");
+    assert!(message.contains("redis.url is set, but mysql.url is not"), "{message}");
+    let (code, message) = failure(&mut saga(&["run", "gateway"]));
+    assert_eq!(code, Some(2), "{message}");
+    assert_eq!(message.lines().count(), 5, "{message}");
+    let (code, message) = failure(&mut saga(&["run", "cashier"]));
+    assert_eq!(code, Some(2), "{message}");
+    assert!(message.contains("orchestrator"), "{message}");
+}
+
+#[test]
+fn a_replica_without_its_servers_waits_and_says_for_what() {
+    let admin = SocketAddr::from(([127, 0, 0, 1], free_port()));
+    let (mysql, nats) = (free_port(), free_port());
+    let mut command =
+        saga(&["run", "order", "--listen", "127.0.0.1:0", "--admin-listen", &admin.to_string()]);
+    command.env("SAGA_MYSQL", format!("mysql://root:sesame@127.0.0.1:{mysql}"));
+    command.env("SAGA_NATS", format!("nats://root:sesame@127.0.0.1:{nats}"));
+    command.env("SAGA_PEERS__ACCOUNT", "127.0.0.1:1").env("SAGA_PEERS__PRODUCT", "127.0.0.1:1");
+    let mut process = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+    let mut log = BufReader::new(process.stderr.take().unwrap());
+    let mut line = String::new();
+    while !line.contains("waiting for a server") {
+        line.clear();
+        assert_ne!(log.read_line(&mut line).unwrap(), 0, "the log ended");
+    }
+    assert!(!line.contains("sesame"), "{line}");
+    let answer = get(admin, "/readyz");
+    assert!(answer.starts_with("HTTP/1.1 503") && answer.contains("waiting: "), "{answer}");
+    assert!(answer.contains(&nats.to_string()) && !answer.contains("sesame"), "{answer}");
+    assert!(get(admin, "/healthz").starts_with("HTTP/1.1 200"));
+    assert!(
+        Command::new("sh").args(["-c", &format!("kill -TERM {}", process.id())]).status().unwrap().success()
+    );
+    let mut rest = String::new();
+    log.read_to_string(&mut rest).unwrap();
+    assert_eq!(process.wait().unwrap().code(), Some(0), "{rest}");
+}
+
+/// As a supervisor's child does when the supervisor has gone.
+#[test]
+fn a_supervised_replica_ends_with_its_standard_input() {
+    let mut command = saga(&["run", "orchestrator", "--supervised", "--listen", "127.0.0.1:0"]);
+    command
+        .args(["--admin-listen", "127.0.0.1:0"])
+        .env("SAGA_NATS", format!("nats://127.0.0.1:{}", free_port()));
+    let mut process = command.stdin(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let mut log = BufReader::new(process.stderr.take().unwrap());
+    let mut line = String::new();
+    while !line.contains("waiting for a server") {
+        line.clear();
+        assert_ne!(log.read_line(&mut line).unwrap(), 0, "the log ended");
+    }
+    drop(process.stdin.take());
+    let mut rest = String::new();
+    log.read_to_string(&mut rest).unwrap();
+    assert_eq!(process.wait().unwrap().code(), Some(0), "{rest}");
+}
+
+#[test]
+fn the_doctor_says_what_is_wrong_and_what_to_do() {
+    let folder = Folder::new("doctor");
+    let data = folder.path("data");
+    let healthy = run(&mut saga(&["doctor", "--json", "--data-dir", &data]));
+    let findings: Vec<Value> = serde_json::from_str(&stdout(&healthy)).unwrap();
+    assert_eq!(findings.len(), 6, "{findings:?}");
+    assert!(
+        findings.iter().all(|finding| finding["verdict"] == "ok" && finding["advice"].is_null()),
+        "{findings:?}"
+    );
+    assert!(!Path::new(&data).exists(), "it only looks");
+
+    let nobody = free_port();
+    let mut command = saga(&["doctor", "--json", "--data-dir", &data]);
+    command.env("SAGA_MYSQL", format!("mysql://root:sesame@127.0.0.1:{nobody}"));
+    command.env("SAGA_NATS", format!("nats://127.0.0.1:{nobody}"));
+    command.env("SAGA_REDIS", format!("redis://127.0.0.1:{nobody}"));
+    let ill = run(&mut command);
+    assert_eq!(ill.status.code(), Some(1), "{ill:?}");
+    let text = String::from_utf8(ill.stdout).unwrap();
+    assert!(!text.contains("sesame"), "{text}");
+    let findings: Vec<Value> = serde_json::from_str(&text).unwrap();
+    for (subject, verdict) in [("mysql order", "failure"), ("nats 127", "failure"), ("redis 127", "warning")]
+    {
+        let of = |finding: &&Value| finding["subject"].as_str().unwrap().starts_with(subject);
+        let finding = findings.iter().find(of).unwrap_or_else(|| panic!("no {subject} in {text}"));
+        assert_eq!(finding["verdict"], verdict, "{finding}");
+        assert!(finding["advice"].is_string(), "{finding}");
+    }
+
+    fs::create_dir_all(&data).unwrap();
+    fs::write(Path::new(&data).join("order.db"), "this is no database, whatever its name says").unwrap();
+    let damaged = run(&mut saga(&["doctor", "--data-dir", &data]));
+    assert_eq!(damaged.status.code(), Some(1), "{damaged:?}");
+    let table = String::from_utf8(damaged.stdout).unwrap();
+    assert!(table.lines().any(|line| line.starts_with("FAIL  database order")), "{table}");
+}
+
+#[test]
+fn a_new_key_is_made_in_the_folder_of_keys_and_nobody_else_may_read_it() {
+    let folder = std::env::temp_dir().join(format!("sagaline-new-key-{}", std::process::id()));
+    let made = std::process::Command::new(env!("CARGO_BIN_EXE_saga"))
+        .args(["keys", "new", "--data-dir"])
+        .arg(&folder)
+        .output()
+        .expect("saga runs");
+    assert!(made.status.success(), "{made:?}");
+    let mut files = std::fs::read_dir(folder.join("keys")).expect("the folder of keys");
+    let file = files.next().expect("a key").expect("an entry");
+    let mode = std::os::unix::fs::PermissionsExt::mode(&file.metadata().expect("its mode").permissions());
+    assert_eq!((mode & 0o7777, files.count()), (0o600, 0));
+    std::fs::remove_dir_all(&folder).expect("it can be removed");
+}
+
+#[test]
+fn nobody_there_is_not_healthy() {
+    let free = std::net::TcpListener::bind("127.0.0.1:0").and_then(|socket| socket.local_addr());
+    let nobody = free.expect("a free port").to_string();
+    let asked = std::process::Command::new(env!("CARGO_BIN_EXE_saga"))
+        .args(["health", "--admin-listen", &nobody])
+        .output()
+        .expect("saga runs");
+    assert_eq!(asked.status.code(), Some(1), "{asked:?}");
+    assert!(String::from_utf8_lossy(&asked.stderr).contains("not ready"), "{asked:?}");
+}

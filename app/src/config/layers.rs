@@ -2,7 +2,8 @@
 //!
 //! A variable is named after its setting, in capitals, with `__` between section and name:
 //! `payment.limit` is `SAGA_PAYMENT__LIMIT`. Its text is read as the type that the setting has, so a token of
-//! digits stays a text; the items of a list are separated by commas. What never happens: a layer names a
+//! digits stays a text; the items of a list are separated by commas. A secret may come from a file: `NAME_file` in
+//! place of `NAME`, in the file and the environment, is the path of a file that holds it. What never happens: a layer names a
 //! setting that does not exist and is not told so; a wrong value is reported without its source, or a secret
 //! one in plain text.
 
@@ -15,7 +16,9 @@ use figment::providers::{Format, Serialized, Toml};
 use figment::value::{Dict, Value};
 use figment::{Figment, error};
 
-use super::{ADMIN_TOKEN_MIN_CHARS, BOUNDS, Config, Conflict, MASK};
+use super::role::{Lack, Role};
+use super::secret::MASK;
+use super::{ADMIN_TOKEN_MIN_CHARS, BOUNDS, Config, Conflict};
 
 /// What all variables begin with.
 const PREFIX: &str = "SAGA_";
@@ -26,8 +29,36 @@ pub(crate) const FILE_VARIABLE: &str = "SAGA_CONFIG";
 /// The edit distance up to which a misspelt name is taken for an existing one.
 const TYPO_MAX_EDITS: usize = 3;
 
-/// The setting that is never shown.
-const SECRET_KEY: &str = "catalog.admin_token";
+/// The settings that are not shown whole. Each has a twin, with [`FILE_SUFFIX`], that names a file.
+const SECRETS: &[(&str, Form)] = &[
+    (ADMIN_TOKEN, Form::Token),
+    ("mysql.url", MYSQL),
+    ("mysql.account", MYSQL),
+    ("mysql.product", MYSQL),
+    ("mysql.order", MYSQL),
+    ("mysql.payment", MYSQL),
+    ("mysql.purchase", MYSQL),
+    ("nats.url", Form::Url { schemes: &["nats", "tls"], like: "nats://HOST:PORT,..." }),
+    ("redis.url", Form::Url { schemes: &["redis", "rediss"], like: "redis://HOST:PORT,..." }),
+];
+
+const ADMIN_TOKEN: &str = "catalog.admin_token";
+
+const MYSQL: Form = Form::Url { schemes: &["mysql"], like: "mysql://USER:PASSWORD@HOST:PORT" };
+
+/// What a secret looks like.
+#[derive(Clone, Copy, Debug)]
+enum Form {
+    Token,
+    Url { schemes: &'static [&'static str], like: &'static str },
+}
+
+/// What a secret's name ends with where the value is the name of a file.
+const FILE_SUFFIX: &str = "_file";
+
+/// Short names of variables.
+const SHORT_NAMES: &[(&str, &str)] =
+    &[("SAGA_MYSQL", "mysql.url"), ("SAGA_NATS", "nats.url"), ("SAGA_REDIS", "redis.url")];
 
 /// Where a value came from.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -133,9 +164,24 @@ pub(crate) enum Problem {
     /// A variable is not Unicode.
     #[error("the value of the environment variable {0} is not valid UTF-8")]
     NotUnicode(String),
+    /// A secret is to come from a file that cannot be read.
+    #[error("{name} = {path:?} ({source_name}): cannot read this file: {cause}")]
+    SecretFile {
+        /// The setting, with its suffix.
+        name: String,
+        /// Where it was set.
+        source_name: Source,
+        /// The file.
+        path: String,
+        /// Why not.
+        cause: String,
+    },
     /// Two settings contradict each other.
     #[error(transparent)]
     Conflict(#[from] Conflict),
+    /// A setting is needed for what the process is to be.
+    #[error(transparent)]
+    Lack(#[from] Lack),
 }
 
 fn did_you_mean(nearest: &Option<String>) -> String {
@@ -146,18 +192,40 @@ fn did_you_mean(nearest: &Option<String>) -> String {
 }
 
 /// The settings, and where each came from.
-#[derive(Debug)]
 pub(crate) struct Loaded {
     /// The settings, within their bounds.
     pub config: Config,
     /// What is not a default.
     sources: BTreeMap<String, Source>,
+    /// The settings as they were given, secrets among them.
+    merged: Figment,
+}
+
+impl fmt::Debug for Loaded {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Loaded").field("config", &self.config).finish_non_exhaustive()
+    }
 }
 
 impl Loaded {
     /// Where a setting's value came from.
     pub(crate) fn source(&self, key: &str) -> Source {
         self.sources.get(key).cloned().unwrap_or(Source::Default)
+    }
+
+    /// Tells what is missing for a role.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`], if anything is.
+    pub(crate) fn check_for(&self, role: Role) -> Result<(), Error> {
+        let lacks: Vec<_> = self.config.lacks_for(role).into_iter().map(Problem::Lack).collect();
+        if lacks.is_empty() { Ok(()) } else { Err(Error::Invalid(lacks)) }
+    }
+
+    /// The variables that give another process all settings that are not defaults here. Secrets stand in them.
+    pub(crate) fn variables(&self) -> BTreeMap<String, String> {
+        let text = |key| self.merged.find_value(key).ok().and_then(|value| as_variable(&value));
+        self.sources.keys().filter_map(|key| Some((variable_name(key), text(key)?))).collect()
     }
 }
 
@@ -215,7 +283,9 @@ impl Layers {
         })?;
         leaves(values, "", &mut |key, value| {
             let source = Source::File(path.to_owned());
-            if self.schema.contains_key(&key) {
+            if let (Some(secret), Some(file)) = (secret_in_file(&key), value.as_str()) {
+                self.secret_file(secret, key, file, source);
+            } else if self.schema.contains_key(&key) {
                 self.set(&key, value, source);
             } else {
                 let problem = self.unknown(key, source, |setting| setting.to_owned());
@@ -240,13 +310,33 @@ impl Layers {
 
     fn variable(&mut self, name: &str, text: &str) {
         let source = Source::Environment(name.to_owned());
-        let found = self.schema.iter().find(|(key, _)| variable_name(key) == name);
+        let in_file = SECRETS.iter().map(|(key, _)| *key).find(|key| {
+            let name = name.strip_suffix(&FILE_SUFFIX.to_uppercase());
+            name.is_some_and(|name| is_variable_of(name, key))
+        });
+        if let Some(key) = in_file {
+            return self.secret_file(key, name.to_owned(), text, source);
+        }
+        let found = self.schema.iter().find(|(key, _)| is_variable_of(name, key));
         match found.map(|(key, default)| (key.clone(), parse_as(default, text))) {
             Some((key, value)) => self.set(&key, value, source),
             None => {
                 let problem = self.unknown(name.to_owned(), source, variable_name);
                 self.problems.push(problem);
             }
+        }
+    }
+
+    /// A line end behind the secret, as editors leave it, is not part of it.
+    fn secret_file(&mut self, key: &'static str, name: String, path: &str, source: Source) {
+        match std::fs::read_to_string(path) {
+            Ok(text) => self.set(key, Value::from(text.trim_end_matches(['\r', '\n'])), source),
+            Err(cause) => self.problems.push(Problem::SecretFile {
+                name,
+                source_name: source,
+                path: path.to_owned(),
+                cause: cause.to_string(),
+            }),
         }
     }
 
@@ -287,7 +377,7 @@ impl Layers {
         if !problems.is_empty() {
             return Err(Error::Invalid(problems));
         }
-        Ok(Loaded { config, sources: self.sources })
+        Ok(Loaded { config, sources: self.sources, merged: self.merged })
     }
 
     fn mistyped(&self, error: &error::Error) -> Problem {
@@ -310,9 +400,19 @@ impl Layers {
                     .then(|| self.problem(key, value.to_string()))
             })
             .collect();
-        let token = config.catalog.admin_token.as_ref();
-        if token.is_some_and(|token| token.expose().chars().count() < ADMIN_TOKEN_MIN_CHARS) {
-            problems.push(self.problem(SECRET_KEY, String::new()));
+        for (key, form) in SECRETS {
+            let value = self.merged.find_value(key).ok().and_then(Value::into_string);
+            if value.is_some_and(|value| !form.fits(&value)) {
+                problems.push(self.problem(key, String::new()));
+            }
+        }
+        let prefixes = [
+            ("mysql.database_prefix", &config.mysql.database_prefix),
+            ("nats.prefix", &config.nats.prefix),
+            ("redis.prefix", &config.redis.prefix),
+        ];
+        for (key, value) in prefixes.into_iter().filter(|(_, value)| !is_name(value)) {
+            problems.push(self.problem(key, format!("{value:?}")));
         }
         problems
     }
@@ -323,7 +423,8 @@ impl Layers {
     }
 
     fn problem(&self, key: &str, value: String) -> Problem {
-        let value = if key == SECRET_KEY { MASK.to_owned() } else { value };
+        let secret = SECRETS.iter().any(|(secret, _)| *secret == key);
+        let value = if secret { MASK.to_owned() } else { value };
         let source_name = self.sources.get(key).cloned().unwrap_or(Source::Default);
         Problem::Value { key: key.to_owned(), value, source_name, allowed: allowed(key) }
     }
@@ -340,8 +441,64 @@ fn allowed(key: &str) -> String {
         "log.format" => "\"auto\", \"human\" or \"json\"".to_owned(),
         "catalog.write" => "\"auto\", \"open\" or \"admin\"".to_owned(),
         "http.cors_allowed_origins" => "a list of texts, such as [\"https://shop.example\"]".to_owned(),
-        SECRET_KEY => format!("a text of at least {ADMIN_TOKEN_MIN_CHARS} characters"),
-        _ => "a text".to_owned(),
+        "mysql.database_prefix" | "nats.prefix" | "redis.prefix" => {
+            format!("1 to {NAME_MAX_CHARS} letters, digits, - and _, such as \"saga\"")
+        }
+        _ if key.starts_with("peers.") => {
+            "HOST:PORT, or several separated by commas, such as 10.0.0.7:8080,10.0.0.8:8080".to_owned()
+        }
+        _ => match SECRETS.iter().find(|(secret, _)| *secret == key) {
+            Some((_, Form::Token)) => format!("a text of at least {ADMIN_TOKEN_MIN_CHARS} characters"),
+            Some((_, Form::Url { like, .. })) => (*like).to_owned(),
+            None => "a text".to_owned(),
+        },
+    }
+}
+
+/// The longest prefix of names on a server, in characters.
+const NAME_MAX_CHARS: usize = 32;
+
+fn is_name(text: &str) -> bool {
+    (1..=NAME_MAX_CHARS).contains(&text.len())
+        && text.chars().all(|c| c.is_ascii_alphanumeric() || c == '_' || c == '-')
+}
+
+impl Form {
+    fn fits(self, value: &str) -> bool {
+        match self {
+            Form::Token => value.chars().count() >= ADMIN_TOKEN_MIN_CHARS,
+            Form::Url { schemes, .. } => {
+                let scheme = value.split_once("://").filter(|(_, rest)| !rest.is_empty());
+                scheme.is_some_and(|(scheme, _)| schemes.contains(&scheme))
+            }
+        }
+    }
+}
+
+/// The secret that this setting names a file of.
+fn secret_in_file(key: &str) -> Option<&'static str> {
+    let key = key.strip_suffix(FILE_SUFFIX)?;
+    SECRETS.iter().map(|(secret, _)| *secret).find(|secret| *secret == key)
+}
+
+fn is_variable_of(name: &str, key: &str) -> bool {
+    let short = SHORT_NAMES.iter().find(|(short, _)| *short == name);
+    short.map_or_else(|| variable_name(key) == name, |(_, meant)| *meant == key)
+}
+
+/// What [`parse_as`] reads as this value. None for what is not set.
+fn as_variable(value: &Value) -> Option<String> {
+    match value {
+        Value::String(_, text) => Some(text.clone()),
+        Value::Bool(_, flag) => Some(flag.to_string()),
+        Value::Num(..) => {
+            Some(value.to_i128().map(|n| n.to_string()).or_else(|| value.to_u128().map(|n| n.to_string()))?)
+        }
+        Value::Array(_, items) => {
+            items.iter().map(as_variable).collect::<Option<Vec<_>>>().map(|items| items.join(","))
+        }
+        Value::Char(_, c) => Some(c.to_string()),
+        Value::Dict(..) | Value::Empty(..) => None,
     }
 }
 
@@ -415,7 +572,7 @@ mod tests {
             assert!((i128::from(*min)..=i128::from(*max)).contains(&value), "{key} = {value}");
         }
         assert_eq!(numbers.len(), BOUNDS.len());
-        assert!(layers.schema.contains_key(SECRET_KEY));
+        assert!(SECRETS.iter().all(|(key, _)| layers.schema.contains_key(*key)));
     }
 
     #[test]

@@ -12,6 +12,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 use testkit::{Client, Options, Shop, TempDir, until};
 use tokio::process::Command;
+use tokio::task::JoinHandle;
 
 use door::Door;
 use original::Original;
@@ -59,11 +60,46 @@ async fn load(line: &str) -> Ended {
     Ended { code: output.status.code(), stdout: text(output.stdout), stderr: text(output.stderr) }
 }
 
-fn shop_in(dir: &TempDir) -> Options {
-    Options::new(env!("CARGO_BIN_EXE_saga"), dir.path().join("data"))
-        .arg("--no-demo-data")
-        .env("SAGA_PURCHASE__RETRY_FIRST_SECONDS", "1")
-        .env("SAGA_PURCHASE__RETRY_MAX_SECONDS", "2")
+/// A shop to put under load, with a folder of its own.
+struct Place {
+    shop: Shop,
+    dir: TempDir,
+}
+
+impl Place {
+    async fn open() -> Place {
+        Place::with(|options| options).await
+    }
+
+    async fn with(change: impl FnOnce(Options) -> Options) -> Place {
+        let dir = TempDir::new();
+        let shop = Shop::start(change(Place::options(&dir))).await.unwrap();
+        Place { shop, dir }
+    }
+
+    fn options(dir: &TempDir) -> Options {
+        Options::new(env!("CARGO_BIN_EXE_saga"), dir.path().join("data"))
+            .arg("--no-demo-data")
+            .env("SAGA_PURCHASE__RETRY_FIRST_SECONDS", "1")
+            .env("SAGA_PURCHASE__RETRY_MAX_SECONDS", "2")
+    }
+
+    /// What `saga load` with these words says of this shop.
+    async fn report(&self, line: &str) -> Value {
+        good(load(&format!("{} {line} --json", self.shop.client().base())).await)
+    }
+
+    async fn until_something_is_sold(&self) {
+        let client = self.shop.client();
+        let sold = async || stocks(&client).await.values().any(|left| *left < STOCK);
+        until("something is sold", SOON, sold).await;
+    }
+}
+
+/// The report of a run that went well.
+fn good(ended: Ended) -> Value {
+    assert_eq!(ended.code, Some(0), "{ended:?}");
+    ended.json()
 }
 
 /// What is left of each product, as the shop says.
@@ -81,18 +117,14 @@ fn number(report: &Value, path: &str) -> i64 {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_closed_loop_adds_up() {
-    let dir = TempDir::new();
-    let shop = Shop::start(shop_in(&dir)).await.unwrap();
-    let series = dir.path().join("series");
-    let ended = load(&format!(
-        "{} --duration 1s --warm-up 200ms --buyers 8 --customers 4 --products 10 --cart-size 2 --amount 3 \
-         --out-of-stock 0.2 --declined 0.2 --threads 2 --streams 4 --verify --json --series {}",
-        shop.client().base(),
+    let place = Place::open().await;
+    let series = place.dir.path().join("series");
+    let line = format!(
+        "--duration 1s --warm-up 200ms --buyers 8 --customers 4 --products 10 --cart-size 2 --amount 3 \
+         --out-of-stock 0.2 --declined 0.2 --threads 2 --streams 4 --verify --series {}",
         series.display(),
-    ))
-    .await;
-    assert_eq!(ended.code, Some(0), "{ended:?}");
-    let report = ended.json();
+    );
+    let report = place.report(&line).await;
     let n = |path: &str| number(&report, path);
 
     assert!(n("/total/committed") > 0 && n("/measured/committed") > 0, "{report:#}");
@@ -117,7 +149,7 @@ async fn a_closed_loop_adds_up() {
     assert!(report["load_generator_cores"].as_f64().unwrap() > 0.0);
 
     // The shop itself, asked by somebody else.
-    let left = stocks(&shop.client()).await;
+    let left = stocks(&place.shop.client()).await;
     let sold: i64 = left.values().map(|left| if *left == 0 { 0 } else { STOCK - left }).sum();
     assert_eq!(sold, n("/total/committed") * 2 * 3);
 
@@ -131,12 +163,9 @@ async fn a_closed_loop_adds_up() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_buyer_can_wait_for_the_end() {
-    let dir = TempDir::new();
-    let shop = Shop::start(shop_in(&dir)).await.unwrap();
-    let line = "--duration 500ms --warm-up 0s --buyers 2 --until completed --declined 0.5 --verify --json";
-    let ended = load(&format!("{} {line}", shop.client().base())).await;
-    assert_eq!(ended.code, Some(0), "{ended:?}");
-    let report = ended.json();
+    let place = Place::open().await;
+    let line = "--duration 500ms --warm-up 0s --buyers 2 --until completed --declined 0.5 --verify";
+    let report = place.report(line).await;
     assert!(number(&report, "/total/completed") > 0, "{report:#}");
     assert_eq!(number(&report, "/total/completed"), number(&report, "/total/accepted"));
     assert!(number(&report, "/acceptance_us/p50") <= number(&report, "/completion_us/p50"));
@@ -144,19 +173,16 @@ async fn a_buyer_can_wait_for_the_end() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_open_loop_sends_what_is_due() {
-    let dir = TempDir::new();
-    let shop = Shop::start(shop_in(&dir)).await.unwrap();
+    let place = Place::open().await;
     let line = "--rate 200 --duration 1s --warm-up 500ms --buyers 8 --verify";
-    let ended = load(&format!("{} {line} --json", shop.client().base())).await;
-    assert_eq!(ended.code, Some(0), "{ended:?}");
-    let report = ended.json();
+    let report = place.report(line).await;
     assert_eq!(number(&report, "/total/offered"), 300);
     assert_eq!(number(&report, "/measured/offered"), 200);
     assert_eq!(number(&report, "/total/completed"), 300);
     assert_eq!(number(&report, "/completion_us/count"), 200);
 
     // The same as a table.
-    let ended = load(&format!("{} {line}", shop.client().base())).await;
+    let ended = load(&format!("{} {line}", place.shop.client().base())).await;
     assert_eq!(ended.code, Some(0), "{ended:?}");
     for text in ["open loop, 200 due a second", "accepted", "completed", "p99.9", "errors none", "it adds up"]
     {
@@ -164,28 +190,30 @@ async fn an_open_loop_sends_what_is_due() {
     }
 }
 
+/// A run behind a door whose answers get lost, and the door.
+async fn behind_a_door(place: &Place, line: &str) -> (Door, JoinHandle<Ended>) {
+    let door = Door::open(place.shop.client().base()).await;
+    let line = format!("{} {line} --json", door.base());
+    let running = tokio::spawn(async move { load(&line).await });
+    place.until_something_is_sold().await;
+    // These are accepted, and nobody is told.
+    door.keeps_next_purchase_answers(LOST_ANSWERS);
+    (door, running)
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn nothing_is_lost_when_the_shop_is_killed() {
-    let dir = TempDir::new();
-    let mut shop = Shop::start(shop_in(&dir)).await.unwrap();
-    let door = Door::open(shop.client().base()).await;
-    let line = "--duration 3s --warm-up 0s --buyers 8 --products 5 --declined 0.1 --retry --verify --json";
-    let running = tokio::spawn({
-        let line = format!("{} {line}", door.base());
-        async move { load(&line).await }
-    });
-    let client = shop.client();
-    until("something is sold", SOON, async || stocks(&client).await.values().any(|left| *left < STOCK)).await;
-    // These are accepted, and nobody is told: without their keys they would be bought twice.
-    door.keeps_next_purchase_answers(LOST_ANSWERS);
+    let place = Place::open().await;
+    let line = "--duration 3s --warm-up 0s --buyers 8 --products 5 --declined 0.1 --retry --verify";
+    // Without their keys the purchases that nobody was told of would be made twice.
+    let (door, running) = behind_a_door(&place, line).await;
     until("answers are lost", SOON, async || door.left_to_keep() == 0).await;
+    let Place { mut shop, dir } = place;
     shop.kill9().await;
-    let shop = Shop::start(shop_in(&dir)).await.unwrap();
+    let shop = Shop::start(Place::options(&dir)).await.unwrap();
     door.leads_to(shop.client().base());
 
-    let ended = running.await.unwrap();
-    assert_eq!(ended.code, Some(0), "{ended:?}");
-    let report = ended.json();
+    let report = good(running.await.unwrap());
     assert!(number(&report, "/total/resent") > 0, "{report:#}");
     assert!(number(&report, "/total/errors/connection_lost") > 0, "{report:#}");
     assert!(number(&report, "/total/errors/stream_cut") > 0, "{report:#}");
@@ -197,20 +225,10 @@ async fn nothing_is_lost_when_the_shop_is_killed() {
 /// A connection that dies between request and answer leaves open whether there is a purchase: the stream tells.
 #[tokio::test(flavor = "multi_thread")]
 async fn what_got_no_answer_is_found_out_about() {
-    let dir = TempDir::new();
-    let shop = Shop::start(shop_in(&dir)).await.unwrap();
-    let door = Door::open(shop.client().base()).await;
-    let line = "--duration 3s --warm-up 0s --buyers 4 --products 3 --verify --json";
-    let running = tokio::spawn({
-        let line = format!("{} {line}", door.base());
-        async move { load(&line).await }
-    });
-    let client = shop.client();
-    until("something is sold", SOON, async || stocks(&client).await.values().any(|left| *left < STOCK)).await;
-    door.keeps_next_purchase_answers(LOST_ANSWERS);
-    let ended = running.await.unwrap();
-    assert_eq!(ended.code, Some(0), "{ended:?}");
-    let report = ended.json();
+    let place = Place::open().await;
+    let line = "--duration 3s --warm-up 0s --buyers 4 --products 3 --verify";
+    let (_door, running) = behind_a_door(&place, line).await;
+    let report = good(running.await.unwrap());
     assert_eq!(number(&report, "/total/unknown"), LOST_ANSWERS as i64, "{report:#}");
     assert_eq!(number(&report, "/resolved"), LOST_ANSWERS as i64, "{report:#}");
     assert_eq!(
@@ -221,14 +239,12 @@ async fn what_got_no_answer_is_found_out_about() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn cooked_books_are_found_and_named() {
-    let dir = TempDir::new();
-    let shop = Shop::start(shop_in(&dir)).await.unwrap();
-    let client = shop.client();
+    let place = Place::open().await;
+    let client = place.shop.client();
     let line = format!("{} --duration 3s --warm-up 0s --buyers 4 --products 3 --verify", client.base());
     let running = tokio::spawn(async move { load(&line).await });
-    until("something is sold", SOON, async || stocks(&client).await.values().any(|left| *left < STOCK)).await;
+    place.until_something_is_sold().await;
     // Somebody else takes five from the shelf.
-    let client = shop.client();
     let product = *stocks(&client).await.keys().next().unwrap();
     let stranger = json!({"password": "abcd5432", "firstname": "a", "lastname": "b", "email": "a@example.com",
                           "address": "c", "phone_number": "0912345678"});
@@ -248,16 +264,10 @@ async fn cooked_books_are_found_and_named() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn reading_is_measured_too() {
-    let dir = TempDir::new();
-    let shop = Shop::start(shop_in(&dir)).await.unwrap();
+    let place = Place::open().await;
     for scenario in ["product", "catalogue"] {
-        let line = format!(
-            "{} --scenario {scenario} --duration 300ms --warm-up 0s --buyers 4 --json",
-            shop.client().base()
-        );
-        let ended = load(&line).await;
-        assert_eq!(ended.code, Some(0), "{ended:?}");
-        let report = ended.json();
+        let line = format!("--scenario {scenario} --duration 300ms --warm-up 0s --buyers 4");
+        let report = place.report(&line).await;
         assert!(number(&report, "/total/accepted") > 0, "{report:#}");
         assert_eq!(report["total"]["errors"], json!({}));
     }
@@ -265,12 +275,8 @@ async fn reading_is_measured_too() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn only_the_answers_can_be_measured() {
-    let dir = TempDir::new();
-    let shop = Shop::start(shop_in(&dir)).await.unwrap();
-    let line = "--completion none --duration 300ms --warm-up 0s --buyers 4 --json";
-    let ended = load(&format!("{} {line}", shop.client().base())).await;
-    assert_eq!(ended.code, Some(0), "{ended:?}");
-    let report = ended.json();
+    let place = Place::open().await;
+    let report = place.report("--completion none --duration 300ms --warm-up 0s --buyers 4").await;
     assert!(number(&report, "/total/accepted") > 0, "{report:#}");
     assert_eq!(number(&report, "/total/completed"), 0);
 }
@@ -278,13 +284,9 @@ async fn only_the_answers_can_be_measured() {
 /// A token is good for a second here, and the run takes longer.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_token_that_expires_is_renewed() {
-    let dir = TempDir::new();
-    let options = shop_in(&dir).env("SAGA_ACCOUNT__ACCESS_TOKEN_SECONDS", "1");
-    let shop = Shop::start(options).await.unwrap();
-    let line = "--duration 3s --warm-up 0s --rate 100 --buyers 4 --customers 2 --verify --json";
-    let ended = load(&format!("{} {line}", shop.client().base())).await;
-    assert_eq!(ended.code, Some(0), "{ended:?}");
-    let report = ended.json();
+    let place = Place::with(|options| options.env("SAGA_ACCOUNT__ACCESS_TOKEN_SECONDS", "1")).await;
+    let line = "--duration 3s --warm-up 0s --rate 100 --buyers 4 --customers 2 --verify";
+    let report = place.report(line).await;
     assert_eq!(number(&report, "/total/accepted"), 300, "{report:#}");
     assert_eq!(report["total"]["errors"], json!({}));
 }
@@ -292,13 +294,9 @@ async fn a_token_that_expires_is_renewed() {
 /// A shop that refuses is counted by kind, and its refusals are timed apart.
 #[tokio::test(flavor = "multi_thread")]
 async fn refusals_are_counted() {
-    let dir = TempDir::new();
-    let options = shop_in(&dir).env("SAGA_PURCHASE__MAX_OPEN_PER_CUSTOMER", "1");
-    let shop = Shop::start(options).await.unwrap();
-    let line = "--rate 500 --duration 1s --warm-up 0s --buyers 16 --customers 1 --verify --json";
-    let ended = load(&format!("{} {line}", shop.client().base())).await;
-    assert_eq!(ended.code, Some(0), "{ended:?}");
-    let report = ended.json();
+    let place = Place::with(|options| options.env("SAGA_PURCHASE__MAX_OPEN_PER_CUSTOMER", "1")).await;
+    let line = "--rate 500 --duration 1s --warm-up 0s --buyers 16 --customers 1 --verify";
+    let report = place.report(line).await;
     let refused = number(&report, "/total/errors/429");
     assert!(refused > 0, "{report:#}");
     assert_eq!(number(&report, "/refused_us/count"), refused);
@@ -309,9 +307,7 @@ async fn refusals_are_counted() {
 async fn a_shop_with_the_originals_api_is_enough() {
     let original = Original::start().await;
     let line = "--duration 1s --warm-up 0s --buyers 4 --customers 2 --products 3 --event-timeout 200ms --verify --json";
-    let ended = load(&format!("{} {line}", original.base())).await;
-    assert_eq!(ended.code, Some(0), "{ended:?}");
-    let report = ended.json();
+    let report = good(load(&format!("{} {line}", original.base())).await);
     assert!(number(&report, "/total/committed") > 0, "{report:#}");
     assert_eq!(number(&report, "/total/completed"), number(&report, "/total/accepted"));
     assert!(number(&report, "/total/polled") > 0, "every tenth purchase has no events: {report:#}");
