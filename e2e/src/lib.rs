@@ -5,6 +5,7 @@
 //! - [`Api`]: a client of its doors, without a socket. [`Watch`]: an event stream.
 //! - [`Courier`]: stands between all services, in place of the one bus, and loses, repeats, shuffles or holds what they
 //!   send each other.
+//! - [`Herald`]: carries news between replicas of the purchase service, and loses, repeats, delays and shuffles them.
 //! - [`Books`]: what all databases say, and whether it adds up.
 //!
 //! What never happens: a test waits for time to pass. It waits for a condition, within [`LIMIT`].
@@ -15,6 +16,7 @@ mod api;
 mod books;
 mod clock;
 mod courier;
+mod herald;
 mod shop;
 
 use std::time::Duration;
@@ -23,7 +25,8 @@ pub use api::{Answer, Api, Customer, Event, Watch, is_terminal};
 pub use books::{Books, check_events};
 pub use clock::TestClock;
 pub use courier::{Courier, Fate, Passing};
-pub use shop::{HeldWrites, Part, Settings, Shop, Wiring};
+pub use herald::{Herald, Weather};
+pub use shop::{HeldWrites, News, Part, PurchasesOn, Settings, Shop, Wiring};
 
 /// How long a condition may take to come true. It is long, because the machine may be busy; a condition that
 /// comes true sooner is seen sooner.

@@ -1,5 +1,7 @@
 //! The services, put together as `app/src/assemble.rs` does it, with every part in the hands of the test.
 
+mod replicas;
+
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -17,6 +19,7 @@ use shop::purchase::{
     purchase_saga,
 };
 use telemetry::{PubsubMetrics, Registry};
+use testdb::TestDb;
 use testkit::TempDir;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
@@ -24,6 +27,7 @@ use tokio_util::sync::CancellationToken;
 use crate::api::{Api, Customer};
 use crate::clock::TestClock;
 use crate::courier::{Courier, Line};
+use crate::herald::Herald;
 
 /// How the services reach each other.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -65,6 +69,50 @@ pub struct Settings {
     pub payment_limit: i64,
     /// How long barrier rows are kept at least.
     pub barrier_retention: Duration,
+    /// How news travel between replicas of the purchase service.
+    pub news: News,
+    /// Where the purchase service's database is. All others are files.
+    pub purchases_on: PurchasesOn,
+}
+
+/// How news travel between replicas of the purchase service.
+#[derive(Clone)]
+pub enum News {
+    /// They do not.
+    Nowhere,
+    /// By a herald.
+    Herald(Herald),
+    /// Through Redis.
+    Redis(cache::Redis),
+}
+
+impl News {
+    fn feed(&self) -> purchase::Feed {
+        match self {
+            News::Nowhere => purchase::Feed::None,
+            News::Herald(herald) => herald.feed(),
+            News::Redis(redis) => purchase::Feed::Redis(redis.clone()),
+        }
+    }
+}
+
+impl std::fmt::Debug for News {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            News::Nowhere => "Nowhere",
+            News::Herald(_) => "Herald",
+            News::Redis(_) => "Redis",
+        })
+    }
+}
+
+/// Where a database is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PurchasesOn {
+    /// In the shop's folder.
+    File,
+    /// On the server that all tests share.
+    MariaDb,
 }
 
 impl Default for Settings {
@@ -81,6 +129,8 @@ impl Default for Settings {
             replicas: 1,
             payment_limit: 1_000_000,
             barrier_retention: Duration::from_secs(24 * 60 * 60),
+            news: News::Nowhere,
+            purchases_on: PurchasesOn::File,
         }
     }
 }
@@ -132,6 +182,33 @@ struct Purchases {
     tasks: Vec<JoinHandle<()>>,
 }
 
+impl Purchases {
+    /// Ends it, with its work done.
+    async fn stop(self) {
+        let Purchases { api, streams, stop, tasks, .. } = self;
+        streams.cancel();
+        stop.cancel();
+        drop(api);
+        for task in tasks {
+            task.await.expect("a task of the purchase service has panicked");
+        }
+    }
+
+    /// Ends it in the middle of whatever it does.
+    fn kill(self) {
+        self.tasks.iter().for_each(JoinHandle::abort);
+        self.streams.cancel();
+        self.stop.cancel();
+    }
+
+    /// The value of a metric; of one with labels, its name is that in braces.
+    fn metric(&self, name: &str) -> f64 {
+        let text = self.registry.encode().unwrap();
+        let value = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+        value.unwrap_or_else(|| panic!("there is no metric {name} in:\n{text}")).parse().unwrap()
+    }
+}
+
 /// An open shop.
 pub struct Shop {
     /// Copies of products, shared by all who sell.
@@ -149,6 +226,10 @@ pub struct Shop {
     mint: Mint,
     front: product::ProductService,
     purchases: Option<Purchases>,
+    /// Its database, if it is on a server.
+    on_server: Option<TestDb>,
+    /// Further replicas of it.
+    others: Vec<Option<(Purchases, Db)>>,
     running: Vec<(Part, Running)>,
     stop: CancellationToken,
     // Last, so that it is removed when nothing uses it any more.
@@ -161,11 +242,15 @@ impl Shop {
         let folder = TempDir::new();
         let clock = TestClock::new();
         let stop = CancellationToken::new();
+        let on_server = match settings.purchases_on {
+            PurchasesOn::File => None,
+            PurchasesOn::MariaDb => Some(TestDb::mariadb()),
+        };
         let databases = Databases {
             product: open(&folder, "product", product::MIGRATIONS),
             order: open(&folder, "order", order::MIGRATIONS),
             payment: open(&folder, "payment", payment::MIGRATIONS),
-            purchase: open(&folder, "purchase", purchase::MIGRATIONS),
+            purchase: open_purchases(on_server.as_ref(), &folder),
         };
         let (buses, courier) = wire(&settings, &stop);
         let mint = Mint::new();
@@ -185,6 +270,8 @@ impl Shop {
             mint,
             front,
             purchases: None,
+            on_server,
+            others: Vec::new(),
             running: Vec::new(),
             stop,
             folder,
@@ -230,9 +317,11 @@ impl Shop {
     }
 
     /// Everything that is under way anywhere is lost.
-    pub fn lose_all_messages(&self) {
+    pub async fn lose_all_messages(&self) {
         let Buses { purchase, orchestrator, stock, orders, payments } = &self.buses;
-        [purchase, orchestrator, stock, orders, payments].into_iter().for_each(Bus::clear);
+        for bus in [purchase, orchestrator, stock, orders, payments] {
+            bus.clear().await.expect("a bus in memory forgets whenever it is told to");
+        }
         if let Some(courier) = &self.courier {
             courier.forget();
         }
@@ -244,21 +333,22 @@ impl Shop {
     }
 
     /// The dead letters of all buses.
-    pub fn parked(&self) -> Vec<bus::Parked> {
+    pub async fn parked(&self) -> Vec<bus::Parked> {
         let Buses { purchase, orchestrator, stock, orders, payments } = &self.buses;
-        match self.settings.wiring {
-            Wiring::OneBus => purchase.parked(),
-            Wiring::Carried => {
-                [purchase, orchestrator, stock, orders, payments].into_iter().flat_map(Bus::parked).collect()
-            }
+        let buses = match self.settings.wiring {
+            Wiring::OneBus => vec![purchase],
+            Wiring::Carried => vec![purchase, orchestrator, stock, orders, payments],
+        };
+        let mut parked = Vec::new();
+        for bus in buses {
+            parked.extend(bus.parked().await.expect("an embedded bus"));
         }
+        parked
     }
 
     /// The value of one of the purchase service's metrics that has no labels.
     pub fn metric(&self, name: &str) -> f64 {
-        let text = self.purchases.as_ref().unwrap().registry.encode().unwrap();
-        let value = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
-        value.unwrap_or_else(|| panic!("there is no metric {name}")).parse().unwrap()
+        self.purchases.as_ref().unwrap().metric(name)
     }
 
     /// From now on, whatever the purchase service writes waits.
@@ -310,12 +400,14 @@ impl Shop {
             }
             Part::Orders => {
                 let products = self.front.get_products();
-                let parts = order::Parts { db, bus, clock, verifier, products, metrics, settings };
+                let parts =
+                    order::Parts { db, copies: None, bus, clock, verifier, products, metrics, settings };
                 tokio::spawn(order::run(parts, stop.clone()))
             }
             Part::Payments => {
                 let limit = self.settings.payment_limit;
-                let parts = payment::Parts { db, bus, clock, verifier, limit, metrics, settings };
+                let parts =
+                    payment::Parts { db, copies: None, bus, clock, verifier, limit, metrics, settings };
                 tokio::spawn(payment::run(parts, stop.clone()))
             }
             Part::Orchestrator => {
@@ -350,27 +442,26 @@ impl Shop {
     pub async fn restart_purchases(&mut self) {
         self.stop_purchases().await;
         self.databases.purchase.close().await;
-        self.databases.purchase = open(&self.folder, "purchase", purchase::MIGRATIONS);
+        self.databases.purchase = open_purchases(self.on_server.as_ref(), &self.folder);
         self.start_purchases().await;
     }
 
     /// Stops the purchase service. [`Api`]s of before keep it from ending, so there must be none.
     async fn stop_purchases(&mut self) {
-        let Purchases { api, streams, stop, tasks, .. } = self.purchases.take().unwrap();
-        streams.cancel();
-        stop.cancel();
-        drop(api);
-        for task in tasks {
-            task.await.expect("a task of the purchase service has panicked");
-        }
+        self.purchases.take().unwrap().stop().await;
     }
 
     async fn start_purchases(&mut self) {
+        self.purchases = Some(self.purchases_on(&self.databases.purchase).await);
+    }
+
+    async fn purchases_on(&self, db: &Db) -> Purchases {
         let (streams, stop, registry) = (CancellationToken::new(), self.stop.child_token(), Registry::new());
         let (service, tasks) = purchase::start(purchase::Parts {
             config: self.settings.purchase.clone(),
-            db: self.databases.purchase.clone(),
+            db: db.clone(),
             bus: self.buses.purchase.clone(),
+            feed: self.settings.news.feed(),
             clock: self.clock.clock(),
             random: Random::secure(),
             verifier: self.verifier.clone(),
@@ -383,6 +474,7 @@ impl Shop {
         .await
         .unwrap();
         let order = order::Parts {
+            copies: None,
             db: self.databases.order.clone(),
             bus: self.buses.orders.clone(),
             clock: self.clock.clock(),
@@ -392,6 +484,7 @@ impl Shop {
             settings: participant_settings(&self.settings),
         };
         let payment = payment::Parts {
+            copies: None,
             db: self.databases.payment.clone(),
             bus: self.buses.payments.clone(),
             clock: self.clock.clock(),
@@ -412,7 +505,7 @@ impl Shop {
             accepted: Arc::clone(&self.accepted),
         };
         let tasks = tasks.into_iter().map(|(_, task)| tokio::spawn(task)).collect();
-        self.purchases = Some(Purchases { api, registry, streams, stop, tasks });
+        Purchases { api, registry, streams, stop, tasks }
     }
 
     /// Closes the shop: everything ends, and ended well.
@@ -420,6 +513,7 @@ impl Shop {
         for part in PARTS {
             self.stop(part).await;
         }
+        self.stop_others().await;
         self.stop_purchases().await;
         self.stop.cancel();
         let Databases { product, order, payment, purchase } = &self.databases;
@@ -477,6 +571,7 @@ async fn product_service(
     product::start(product::Parts {
         db: db.clone(),
         cache: cache.clone(),
+        redis: None,
         bus: bus.clone(),
         clock: clock.clock(),
         write: product::CatalogWrite::Open,
@@ -485,6 +580,14 @@ async fn product_service(
     })
     .await
     .unwrap()
+}
+
+/// The purchase service's database, through connections of its own.
+fn open_purchases(on_server: Option<&TestDb>, folder: &TempDir) -> Db {
+    match on_server {
+        None => open(folder, "purchase", purchase::MIGRATIONS),
+        Some(database) => database.open(purchase::MIGRATIONS),
+    }
 }
 
 fn open(folder: &TempDir, name: &'static str, migrations: &'static [db::Migration]) -> Db {

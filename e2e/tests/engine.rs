@@ -250,7 +250,10 @@ async fn a_refused_frame_is_published_in_the_end() {
         testkit::until("a frame is refused", PATIENCE, async || bus.stats().refused > 0).await;
         assert_eq!(take(&bus, full).await.len(), 8);
         assert_eq!(take(&bus, full).await[0].id.parts().0, 7);
-        testkit::until("the reply is settled", PATIENCE, async || bus.depth(ORCHESTRATOR).held() == 0).await;
+        testkit::until("the reply is settled", PATIENCE, async || {
+            bus.depth(ORCHESTRATOR).await.unwrap().held() == 0
+        })
+        .await;
         stop.cancel();
     }
 }
@@ -264,10 +267,10 @@ async fn a_refused_report_of_an_open_saga_is_lost_and_its_command_sent_once() {
     fill(&bus, PURCHASE_PROGRESS).await;
     bus.publish(ORCHESTRATOR, vec![reply]).await.unwrap();
     testkit::until("the reply is settled", PATIENCE, async || {
-        bus.stats().refused > 0 && bus.depth(ORCHESTRATOR).held() == 0
+        bus.stats().refused > 0 && bus.depth(ORCHESTRATOR).await.unwrap().held() == 0
     })
     .await;
-    assert_eq!((bus.stats().refused, bus.depth(ORDER_COMMANDS).held()), (1, 1));
+    assert_eq!((bus.stats().refused, bus.depth(ORDER_COMMANDS).await.unwrap().held()), (1, 1));
     stop.cancel();
 }
 
@@ -279,8 +282,9 @@ async fn what_is_refused_too_often_is_dropped_and_the_saga_started_again() {
     let reply = first_reply(&bus, 7, Outcome::Done(Vec::new())).await;
     fill(&bus, ORDER_COMMANDS).await;
     bus.publish(ORCHESTRATOR, vec![reply.clone()]).await.unwrap();
-    testkit::until("it is dropped", PATIENCE, async || bus.depth(ORCHESTRATOR).held() == 0).await;
-    assert_eq!((bus.stats().refused, bus.parked()), (3, Vec::new()));
+    testkit::until("it is dropped", PATIENCE, async || bus.depth(ORCHESTRATOR).await.unwrap().held() == 0)
+        .await;
+    assert_eq!((bus.stats().refused, bus.parked().await.unwrap()), (3, Vec::new()));
     assert_eq!(take(&bus, ORDER_COMMANDS).await.len(), 8);
     bus.publish(ORCHESTRATOR, vec![reply]).await.unwrap();
     assert_eq!(take(&bus, ORDER_COMMANDS).await[0].id.parts().0, 7);
@@ -299,9 +303,15 @@ async fn what_an_orchestrator_cannot_understand_is_parked_alone() {
     let flow: Vec<u64> =
         take(&bus, INVENTORY_COMMANDS).await.iter().map(|envelope| envelope.id.parts().0).collect();
     assert_eq!(flow, [1, 4]);
-    testkit::until("all is settled", PATIENCE, async || bus.depth(ORCHESTRATOR).held() == 0).await;
-    let parked: Vec<(u64, u32)> =
-        bus.parked().iter().map(|letter| (letter.envelope.id.parts().0, letter.count)).collect();
+    testkit::until("all is settled", PATIENCE, async || bus.depth(ORCHESTRATOR).await.unwrap().held() == 0)
+        .await;
+    let parked: Vec<(u64, u32)> = bus
+        .parked()
+        .await
+        .unwrap()
+        .iter()
+        .map(|letter| (letter.envelope.id.parts().0, letter.count))
+        .collect();
     assert_eq!(parked, [(2, 1), (3, 1)]);
     assert_eq!(bus.stats().redelivered, 0);
     stop.cancel();
@@ -321,7 +331,7 @@ async fn a_reply_that_cannot_come_is_parked_with_the_reason() {
     wrong.step = saga::StepIndex(2);
     let body = wire::messages::ToOrchestrator::Reply(wrong).encode();
     bus.publish(ORCHESTRATOR, vec![Envelope { id: reply.id, body }]).await.unwrap();
-    testkit::until("it is parked", PATIENCE, async || !bus.parked().is_empty()).await;
-    assert_eq!(bus.parked()[0].reason, "saga 7: step 2 replied where step 0 was asked");
+    testkit::until("it is parked", PATIENCE, async || !bus.parked().await.unwrap().is_empty()).await;
+    assert_eq!(bus.parked().await.unwrap()[0].reason, "saga 7: step 2 replied where step 0 was asked");
     stop.cancel();
 }

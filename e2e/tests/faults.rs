@@ -97,7 +97,7 @@ async fn purchases_survive_a_bus_that_is_emptied_again_and_again() {
         for _ in 0..dice.below(60) {
             tokio::task::yield_now().await;
         }
-        shop.bus().clear();
+        shop.bus().clear().await.unwrap();
         if dice.chance(30) {
             shop.clock.turn(shop.settings.purchase.retry_first);
         }
@@ -113,7 +113,7 @@ async fn purchases_survive_a_bus_that_is_emptied_again_and_again() {
         for _ in 0..dice.below(200) {
             tokio::task::yield_now().await;
         }
-        shop.bus().clear();
+        shop.bus().clear().await.unwrap();
     }
     // A new one is served at once, whatever has become of the others: nothing turns the clock for it.
     let api = shop.api();
@@ -125,7 +125,7 @@ async fn purchases_survive_a_bus_that_is_emptied_again_and_again() {
     shop.quiet_by_turning(shop.settings.purchase.retry_first).await;
     shop.check().await;
     check_ends(&shop, &customer, &bought).await;
-    assert_eq!(shop.parked(), []);
+    assert_eq!(shop.parked().await, []);
 }
 
 /// Row 9: for each message that a purchase causes, that one and everything behind it is lost.
@@ -145,7 +145,7 @@ async fn purchases_survive_the_loss_of_everything_between_any_two_steps() {
                 shop.courier().taken() > first || ended().await
             })
             .await;
-            shop.lose_all_messages();
+            shop.lose_all_messages().await;
             bought.push((id, end));
             let was_cut = shop.courier().taken() > first;
             shop.courier().be_honest();
@@ -158,7 +158,7 @@ async fn purchases_survive_the_loss_of_everything_between_any_two_steps() {
     }
     shop.check().await;
     check_ends(&shop, &customer, &bought).await;
-    assert_eq!(shop.parked(), []);
+    assert_eq!(shop.parked().await, []);
 }
 
 /// The purchase service dies with purchases under way, and every message with it. They go on at its start: nothing turns
@@ -182,7 +182,7 @@ async fn what_is_open_at_a_start_goes_on_and_its_stream_resumes() {
             events.push(watch.next().await.unwrap());
         }
     }
-    shop.lose_all_messages();
+    shop.lose_all_messages().await;
     shop.courier().be_honest();
     shop.restart_purchases().await;
     let ids: Vec<u64> = bought.iter().map(|(id, _)| *id).collect();
@@ -219,10 +219,11 @@ async fn repeated_shuffled_and_lost_messages_change_no_end() {
         check_ends(&shop, &customer, &bought).await;
         // What is still under way comes too late for everything.
         let before = shop_state(&shop).await;
-        until("all copies have arrived", LIMIT, async || shop.courier().is_idle() && is_idle(&shop)).await;
+        until("all copies have arrived", LIMIT, async || shop.courier().is_idle() && is_idle(&shop).await)
+            .await;
         assert_eq!(shop_state(&shop).await, before, "seed {seed}");
         assert_eq!(watch.ready().await, [], "an event behind the end, seed {seed}");
-        assert_eq!(shop.parked(), [], "seed {seed}");
+        assert_eq!(shop.parked().await, [], "seed {seed}");
         shop.check().await;
         drop((api, watch));
         shop.close().await;
@@ -234,13 +235,13 @@ async fn shop_state(shop: &Shop) -> String {
     format!("{:?}", Books::of(shop).await)
 }
 
-fn is_idle(shop: &Shop) -> bool {
-    let empty = |bus: &Bus, subject| bus.depth(subject).held() == 0;
-    empty(shop.bus_of(Part::Stock), INVENTORY_COMMANDS)
-        && empty(shop.bus_of(Part::Orders), ORDER_COMMANDS)
-        && empty(shop.bus_of(Part::Payments), PAYMENT_COMMANDS)
-        && empty(shop.bus_of(Part::Orchestrator), ORCHESTRATOR)
-        && empty(shop.bus_of_purchases(), PURCHASE_PROGRESS)
+async fn is_idle(shop: &Shop) -> bool {
+    let empty = async |bus: &Bus, subject| bus.depth(subject).await.unwrap().held() == 0;
+    empty(shop.bus_of(Part::Stock), INVENTORY_COMMANDS).await
+        && empty(shop.bus_of(Part::Orders), ORDER_COMMANDS).await
+        && empty(shop.bus_of(Part::Payments), PAYMENT_COMMANDS).await
+        && empty(shop.bus_of(Part::Orchestrator), ORCHESTRATOR).await
+        && empty(shop.bus_of_purchases(), PURCHASE_PROGRESS).await
 }
 
 /// Row 5: a compensation that overtakes its action leaves a tombstone; the late action does nothing, ever.
@@ -304,14 +305,14 @@ async fn one_compensation_on_two_replicas_at_once_gives_back_once() {
     until("the stock is asked to give back", LIMIT, async || shop.courier().held() == 1).await;
     let compensation = shop.courier().take_held().remove(0);
     let writes = shop.hold_stock_writes().await;
-    let in_hand = || shop.bus_of(Part::Stock).depth(INVENTORY_COMMANDS).in_hand;
+    let in_hand = async || shop.bus_of(Part::Stock).depth(INVENTORY_COMMANDS).await.unwrap().in_hand;
     for replica in 1..=2 {
         shop.courier().deliver(INVENTORY_COMMANDS, compensation.envelope.clone());
-        until("one replica more has it in hand", LIMIT, async || in_hand() == replica).await;
+        until("one replica more has it in hand", LIMIT, async || in_hand().await == replica).await;
     }
     drop(writes);
     shop.check().await;
-    until("both have answered", LIMIT, async || in_hand() == 0).await;
+    until("both have answered", LIMIT, async || in_hand().await == 0).await;
     shop.check().await;
     assert_eq!(api.state(&customer, id).await, "FAILED");
     assert_eq!(api.stock(shelf.dear()[0].0).await, 1_000);
@@ -382,7 +383,7 @@ async fn what_cannot_be_understood_is_parked_and_others_flow() {
     let shelf = Shelf::fill(&shop).await;
     let customer = shop.customer(7);
     let bought = shelf.buy_all(&shop, &customer).await;
-    until("all are started", LIMIT, async || shop.bus().depth(ORCHESTRATOR).held() == 3).await;
+    until("all are started", LIMIT, async || shop.bus().depth(ORCHESTRATOR).await.unwrap().held() == 3).await;
     for (index, (subject, body, _)) in nonsense().into_iter().enumerate() {
         let envelope = Envelope { id: EnvelopeId::of(index as u64, 0), body };
         shop.bus().publish(subject, vec![envelope]).await.unwrap();
@@ -393,8 +394,8 @@ async fn what_cannot_be_understood_is_parked_and_others_flow() {
     shop.check().await;
     check_ends(&shop, &customer, &bought).await;
     let expected = nonsense();
-    until("all of it is set aside", LIMIT, async || shop.parked().len() == expected.len()).await;
-    for letter in shop.parked() {
+    until("all of it is set aside", LIMIT, async || shop.parked().await.len() == expected.len()).await;
+    for letter in shop.parked().await {
         let (index, _) = letter.envelope.id.parts();
         let (subject, body, reason) = &expected[index as usize];
         assert_eq!((letter.subject, &letter.envelope.body), (*subject, body));
@@ -410,8 +411,8 @@ async fn what_nobody_has_begun_at_its_deadline_is_cancelled() {
     let shelf = Shelf::fill(&shop).await;
     let customer = shop.customer(7);
     let bought = shelf.buy_all(&shop, &customer).await;
-    until("all are started", LIMIT, async || shop.bus().depth(ORCHESTRATOR).held() == 3).await;
-    shop.lose_all_messages();
+    until("all are started", LIMIT, async || shop.bus().depth(ORCHESTRATOR).await.unwrap().held() == 3).await;
+    shop.lose_all_messages().await;
     shop.clock.turn(shop.settings.purchase.deadline);
     for part in PARTS {
         shop.start(part).await;
@@ -475,10 +476,10 @@ async fn what_comes_after_a_cancellation_changes_nothing() {
     for passing in late {
         courier.deliver(passing.subject, passing.envelope);
     }
-    until("all of it has arrived", LIMIT, async || courier.is_idle() && is_idle(&shop)).await;
+    until("all of it has arrived", LIMIT, async || courier.is_idle() && is_idle(&shop).await).await;
     assert_eq!(shop_state(&shop).await, before);
     assert_eq!(watch.ready().await, []);
-    assert_eq!(shop.parked(), []);
+    assert_eq!(shop.parked().await, []);
     shop.check().await;
 }
 
@@ -506,7 +507,7 @@ async fn what_is_paid_before_the_deadline_succeeds_after_it() {
     for passing in late {
         courier.deliver(passing.subject, passing.envelope);
     }
-    until("it has arrived", LIMIT, async || courier.is_idle() && is_idle(&shop)).await;
+    until("it has arrived", LIMIT, async || courier.is_idle() && is_idle(&shop).await).await;
     shop.check().await;
 }
 
@@ -542,9 +543,9 @@ async fn a_driver_and_a_canceller_that_race_make_one_outcome() {
         }
         shop.check().await;
         let before = shop_state(&shop).await;
-        until("all copies have arrived", LIMIT, async || courier.is_idle() && is_idle(&shop)).await;
+        until("all copies have arrived", LIMIT, async || courier.is_idle() && is_idle(&shop).await).await;
         assert_eq!(shop_state(&shop).await, before, "seed {seed}");
-        assert_eq!(shop.parked(), [], "seed {seed}");
+        assert_eq!(shop.parked().await, [], "seed {seed}");
         for (id, end) in bought {
             let state = api.state(&customer, id).await;
             assert!(state == end || state == "CANCELLED", "purchase {id} is {state}, seed {seed}");
@@ -599,7 +600,7 @@ async fn after_its_last_try_a_purchase_waits_for_an_operator_who_may_retry_it() 
     assert_eq!(retry(&shop, other).await, 404, "one that is under way");
     assert_eq!(retry(&shop, 12_345).await, 404, "one that there is not");
 
-    shop.lose_all_messages();
+    shop.lose_all_messages().await;
     in_flight(&shop, 1.0).await;
     assert_eq!(retry(&shop, id).await, 200);
     in_flight(&shop, 2.0).await;
@@ -689,7 +690,7 @@ async fn barrier_rows_go_when_their_saga_has_ended_and_no_message_can_name_it() 
         // Each participant gets its own; two rounds, so that one has begun after now.
         let enough = purges.load(Ordering::SeqCst) + 2 * 3;
         until("the participants are told", LIMIT, async || purges.load(Ordering::SeqCst) >= enough).await;
-        until("they have listened", LIMIT, async || courier.is_idle() && is_idle(&shop)).await;
+        until("they have listened", LIMIT, async || courier.is_idle() && is_idle(&shop).await).await;
     };
     turn_and_purge(DAY / 2).await;
     assert_eq!((rows(old).await, rows(rolled_back).await), (3, 5), "they are kept for a day");
@@ -709,7 +710,7 @@ async fn barrier_rows_go_when_their_saga_has_ended_and_no_message_can_name_it() 
         purges.load(Ordering::SeqCst) >= told + 10 * 3
     })
     .await;
-    until("they have listened", LIMIT, async || courier.is_idle() && is_idle(&shop)).await;
+    until("they have listened", LIMIT, async || courier.is_idle() && is_idle(&shop).await).await;
     assert_eq!((rows(stuck).await, rows(younger).await), (2, 1), "nor one that an operator may retry");
 
     let late = courier.take_held();
@@ -720,7 +721,7 @@ async fn barrier_rows_go_when_their_saga_has_ended_and_no_message_can_name_it() 
     for passing in late {
         courier.deliver(passing.subject, passing.envelope);
     }
-    until("what was late is answered", LIMIT, async || courier.is_idle() && is_idle(&shop)).await;
+    until("what was late is answered", LIMIT, async || courier.is_idle() && is_idle(&shop).await).await;
     shop.check().await;
 
     until("in the end nothing is kept", LIMIT, async || {

@@ -423,18 +423,18 @@ async fn nothing_is_started_before_it_is_accepted() {
     let shop = Shop::open(Settings { replicas: 0, ..Settings::default() }).await;
     let shelf = Shelf::fill(&shop).await;
     let (api, customer) = (shop.api(), shop.customer(7));
-    let started = || shop.bus().depth(ORCHESTRATOR).held();
+    let started = async || shop.bus().depth(ORCHESTRATOR).await.unwrap().held();
     let writes = shop.hold_purchase_writes().await;
     let buying = tokio::spawn({
         let (api, customer, cart) = (api.clone(), customer.clone(), [(shelf.plenty, 1)]);
         async move { api.buy(&customer, &cart).await }
     });
     until("it is about to be written", LIMIT, async || shop.waiting_purchase_writes() > 0).await;
-    assert_eq!(started(), 0, "what may still be rolled back has no effect");
+    assert_eq!(started().await, 0, "what may still be rolled back has no effect");
     assert!(!buying.is_finished(), "nor is it answered");
     drop(writes);
     let id = buying.await.unwrap();
-    until("it is started", LIMIT, async || started() == 1).await;
+    until("it is started", LIMIT, async || started().await == 1).await;
     assert_eq!(api.state(&customer, id).await, "PENDING");
 }
 
@@ -579,18 +579,19 @@ async fn more_requests_than_may_wait_are_refused_at_once() {
     };
     let writes = shop.hold_purchase_writes().await;
     let mut buying = JoinSet::new();
-    // Three batches of one are about to be written, and one request waits.
-    for waiting in 1..=4 {
+    // A batch of one is about to be written, and one request waits.
+    for waiting in 1..=2 {
         let (api, customer, cart) = (api.clone(), customer.clone(), [(shelf.plenty, 1)]);
         buying.spawn(async move { api.buy(&customer, &cart).await });
         in_flight(f64::from(waiting)).await;
+        until("a batch is about to be written", LIMIT, async || shop.waiting_purchase_writes() > 0).await;
     }
     let refused = api.try_buy(&customer, &[(shelf.plenty, 1)], None).await;
     assert_eq!((refused.status, refused.retry_after()), (503, Some(1)));
     assert_eq!(refused.msg(), "too many purchases are waiting");
     drop(writes);
-    assert_eq!(buying.join_all().await.len(), 4);
-    assert_eq!(shop.check().await.purchases().len(), 4);
+    assert_eq!(buying.join_all().await.len(), 2);
+    assert_eq!(shop.check().await.purchases().len(), 2);
     in_flight(0.0).await;
 }
 
@@ -666,7 +667,10 @@ async fn what_the_bus_did_not_take_is_started_later_and_replays_do_not_feed_an_o
         api.buy(&customer, &[(shelf.plenty, 1)]).await;
     }
     drop(api);
-    until("what fits is started", LIMIT, async || shop.bus().depth(ORCHESTRATOR).held() == QUEUE).await;
+    until("what fits is started", LIMIT, async || {
+        shop.bus().depth(ORCHESTRATOR).await.unwrap().held() == QUEUE
+    })
+    .await;
     // All are due, long since; the queue is full.
     shop.clock.turn(Duration::from_secs(10_000));
     let looked = async || shop.metric("saga_oldest_unfinished_seconds") >= 10_000.0;
@@ -678,7 +682,7 @@ async fn what_the_bus_did_not_take_is_started_later_and_replays_do_not_feed_an_o
     shop.quiet_by_turning(Duration::from_secs(60)).await;
     let books = shop.check().await;
     assert_eq!(books.succeeded().len(), 3 * QUEUE);
-    assert_eq!(shop.parked(), []);
+    assert_eq!(shop.parked().await, []);
 }
 
 /// The orchestrator's queue is full of replies that call for orders, and the orders' queue is full of commands whose replies

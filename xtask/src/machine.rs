@@ -31,7 +31,6 @@ pub(crate) const FOR_TESTS: &[Program] = &[
         package: "redis-server",
         why: "several processes share what they remember in it",
     },
-    Program { name: "chromium", package: "chromium", why: "an event stream is read as a browser reads it" },
 ];
 
 /// What measurements start.

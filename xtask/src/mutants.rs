@@ -170,11 +170,9 @@ pub(crate) const MUTANTS: &[Mutant] = &[
     Mutant {
         name: "started-before-it-is-accepted",
         file: "services/purchase/src/accept.rs",
-        find: "        let rows = Arc::clone(&wanted);\n        \
-                  let (accepted, is_new) = self\n",
-        replace: "        self.begin(&wanted).await;\n        \
-                  let rows = Arc::clone(&wanted);\n        \
-                  let (accepted, is_new) = self\n",
+        find: "        let mut reruns = 0;\n",
+        replace: "        self.begin(after, &wanted.iter().collect::<Vec<_>>()).await;\n        \
+                  let mut reruns = 0;\n",
         test: &["test", "--package", "e2e", "--test", "flow", "nothing_is_started_before_it_is_accepted"],
         why: "a purchase that is not durable, and may be rolled back, reserves stock",
     },
@@ -189,24 +187,25 @@ pub(crate) const MUTANTS: &[Mutant] = &[
     Mutant {
         name: "repeated-request-keeps-its-place",
         file: "services/purchase/src/accept.rs",
-        find: "zip(is_new).filter(|(_, is_new)| *is_new);",
-        replace: "zip(is_new).filter(|_| true);",
+        find: "zip(&is_new).filter(|(_, is_new)| **is_new);",
+        replace: "zip(&is_new).filter(|_| true);",
         test: &["test", "--package", "e2e", "--test", "flow", "what_is_refused_for_want_of_room"],
         why: "each repeated request takes a place for ever, until all purchases are refused",
     },
     Mutant {
         name: "ended-purchase-keeps-its-place",
-        file: "services/purchase/src/results.rs",
-        find: "                if was_open {\n",
-        replace: "                if was_open && finish.state == State::NeedsOperator {\n",
+        file: "services/purchase/src/live/view.rs",
+        find: "filter_map(|ended| self.close(ended.id)).collect();\n        \
+               self.admission.leave(mine.into_iter());\n",
+        replace: "filter_map(|ended| self.close(ended.id)).collect();\n        drop(mine);\n",
         test: &["test", "--package", "e2e", "--test", "flow", "what_is_refused_for_want_of_room"],
         why: "after as many purchases as may be under way at a time, all are refused",
     },
     Mutant {
         name: "given-up-purchase-keeps-its-place",
-        file: "services/purchase/src/reconcile.rs",
-        find: "        self.admission.leave(given_up(judged).map(|due| due.customer_id));\n",
-        replace: "",
+        file: "services/purchase/src/live/view.rs",
+        find: "            mine.extend(self.close_keeping(*id));\n",
+        replace: "            mine.extend(self.close_keeping(*id).filter(|_| *id == 0));\n",
         test: &["test", "--package", "e2e", "--test", "faults", "after_its_last_try"],
         why: "each purchase that is left to an operator takes a place for ever",
     },
@@ -224,7 +223,7 @@ pub(crate) const MUTANTS: &[Mutant] = &[
         find: "                    None => {\n                        \
                   seen.insert(id, sorted.ended.len());\n",
         replace: "                    None => {\n                        \
-                  sorted.open.push((id, path.clone()));\n                        \
+                  sorted.open.push(Grown::to(id, path.clone()));\n                        \
                   seen.insert(id, sorted.ended.len());\n",
         test: &["test", "--package", "e2e", "--test", "flow", "an_end_is_not_told_before_it_is_written"],
         why: "a customer hears of a success that the database does not know, and may never know",
@@ -240,8 +239,8 @@ pub(crate) const MUTANTS: &[Mutant] = &[
     Mutant {
         name: "reconciler-tries-once",
         file: "services/purchase/src/store.rs",
-        find: "AND o.state = 0 AND (o.next_wake_at <= ? OR o.next_wake_at > ?)",
-        replace: "AND o.state = 0 AND o.tries = 0 AND (o.next_wake_at <= ? OR o.next_wake_at > ?)",
+        find: "WHERE o.id > ? AND o.state = 0 AND (o.next_wake_at",
+        replace: "WHERE o.id > ? AND o.state = 0 AND o.tries = 0 AND (o.next_wake_at",
         test: &["test", "--package", "e2e", "--test", "faults", "purchases_survive_a_bus"],
         why: "a purchase whose messages are lost twice is never looked after again",
     },
@@ -263,10 +262,8 @@ pub(crate) const MUTANTS: &[Mutant] = &[
     },
     Mutant {
         name: "shorter-path-replaces-the-longer",
-        file: "services/purchase/src/live.rs",
-        find: "        if path.len() <= open.news.path.len() {\n            \
-                  return;\n        \
-                  }\n",
+        file: "services/purchase/src/live/view.rs",
+        find: ".filter(|open| replies > open.replies)",
         replace: "",
         test: &["test", "--package", "e2e", "--test", "flow", "a_purchase_shows_how_far"],
         why: "a purchase goes back in time, for who looks and for who opens a stream",
@@ -282,14 +279,14 @@ pub(crate) const MUTANTS: &[Mutant] = &[
     Mutant {
         name: "catching-up-skips-what-ended-meanwhile",
         file: "services/purchase/src/http.rs",
-        find: "        Some(cursor) if cursor.finished <= announced => cursor,",
-        replace: "        Some(cursor) if cursor.finished == announced => cursor,",
+        find: "        Some(cursor) if cursor.finished() <= announced => cursor,",
+        replace: "        Some(cursor) if cursor.finished() == announced => cursor,",
         test: &["test", "--package", "e2e", "--test", "flow", "a_stream_resumes_behind_every_event"],
         why: "a client that was away misses what ended meanwhile",
     },
     Mutant {
         name: "everybody-reads-every-stream",
-        file: "services/purchase/src/live.rs",
+        file: "services/purchase/src/live/view.rs",
         find: "self.streams.get_mut(&customer_id) else { return };",
         replace: "self.streams.values_mut().next() else { return };",
         test: &["test", "--package", "e2e", "--test", "flow", "nobody_sees_what_is_not_theirs"],
@@ -318,5 +315,45 @@ pub(crate) const MUTANTS: &[Mutant] = &[
         replace: "self.db.read(store::all_ended_below).await?.max(u64::MAX >> 11);",
         test: &["test", "--package", "e2e", "--test", "faults", "barrier_rows_go"],
         why: "an operator's retry reserves the stock of a purchase for the second time",
+    },
+    Mutant {
+        name: "late-news-open-what-has-ended",
+        file: "services/purchase/src/live/view.rs",
+        find: "ended.as_ref().is_none_or(|ended| ended.contains(&purchase.id))",
+        replace: "ended.is_none()",
+        test: &["test", "--package", "purchase", "live::tests::whatever"],
+        why: "a purchase that has ended is told as begun, and never ends again",
+    },
+    Mutant {
+        name: "moved-stream-begins-too-early",
+        file: "services/purchase/src/http.rs",
+        find: "    if cursor.finished() <= door.live.announced() {",
+        replace: "    if cursor.finished() <= u64::MAX {",
+        test: &["test", "--package", "e2e", "--test", "replicas", "a_stream_that_moves"],
+        why: "a client that moves to another replica is told again of what has ended",
+    },
+    Mutant {
+        name: "nobody-asks-which-number-was-the-last",
+        file: "services/purchase/src/follow.rs",
+        find: "if last > self.live.announced() {",
+        replace: "if last > u64::MAX - 1 {",
+        test: &["test", "--package", "e2e", "--test", "replicas", "on_a_file::what_ends_elsewhere"],
+        why: "while Redis is away a replica fills up with purchases that have ended, until it refuses all",
+    },
+    Mutant {
+        name: "start-takes-over-what-others-drive",
+        file: "services/purchase/src/reconcile.rs",
+        find: "if self.settings.replicas == Replicas::Many {",
+        replace: "if self.settings.replicas == Replicas::Many && self.settings.max_tries == 0 {",
+        test: &["test", "--package", "e2e", "--test", "replicas", "on_a_file::what_is_due"],
+        why: "each start of a replica starts every purchase again, and counts what others count",
+    },
+    Mutant {
+        name: "refused-start-counts-as-a-try",
+        file: "services/purchase/src/reconcile.rs",
+        find: "            self.db.write(put_back).await?;\n",
+        replace: "            drop(put_back);\n",
+        test: &["test", "--package", "purchase", "reconcile::"],
+        why: "a broker that is away for twenty minutes leaves every purchase to an operator",
     },
 ];

@@ -40,6 +40,7 @@ pub(crate) fn benches(criterion: &mut Criterion) {
             ..purchase::Config::default()
         };
         let (service, tasks) = purchase::start(purchase::Parts {
+            feed: purchase::Feed::None,
             config,
             db: db.clone(),
             bus: bus.clone(),
@@ -74,7 +75,7 @@ pub(crate) fn benches(criterion: &mut Criterion) {
     drop(router);
     runtime.block_on(async {
         stop.cancel();
-        bus.close();
+        bus.close().await;
         db.close().await;
     });
 }

@@ -28,6 +28,7 @@ pub(crate) fn benches(criterion: &mut Criterion) {
     let (products, stock) = runtime.block_on(async {
         let service = product::start(product::Parts {
             cache: product::ProductCache::new(),
+            redis: None,
             db: db.clone(),
             bus: bus.clone(),
             clock: Clock::system(),

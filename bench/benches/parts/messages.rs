@@ -6,7 +6,7 @@ use criterion::{Criterion, Throughput};
 use orchestrator::Book;
 use saga::{Outcome, Phase, StepIndex};
 use shop::purchase::{PURCHASE_PROGRESS, PurchaseStep, purchase_saga};
-use wire::messages::{Command, Recorded, Reply, ToOrchestrator, ToParticipant};
+use wire::messages::{Command, Pen, Recorded, Reply, ToOrchestrator, ToParticipant};
 
 use crate::place::{carried, purchase};
 
@@ -39,7 +39,9 @@ pub(crate) fn benches(criterion: &mut Criterion) {
         bencher.iter(|| ToOrchestrator::decode(black_box(&reply_bytes).clone()).expect("a reply"));
     });
     group.bench_function("a reply to the messages it calls for", |bencher| {
-        bencher.iter(|| book.plan(black_box(&reply_bytes).clone()).expect("a legal reply"));
+        // As many as a batch may have.
+        let mut pen = Pen::for_messages(1_024);
+        bencher.iter(|| book.plan(black_box(&reply_bytes).clone(), &mut pen).expect("a legal reply"));
     });
     group.finish();
 }

@@ -23,6 +23,7 @@ pub(crate) fn benches(criterion: &mut Criterion) {
     let (router, id) = runtime.block_on(async {
         let service = product::start(product::Parts {
             cache: product::ProductCache::new(),
+            redis: None,
             db: db.clone(),
             bus: Bus::embedded(Limits::default()),
             clock: Clock::system(),

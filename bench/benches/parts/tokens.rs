@@ -46,6 +46,7 @@ pub(crate) struct Issued {
 /// Signs a customer up at an account service in this folder.
 pub(crate) async fn issue(folder: &Folder) -> Issued {
     let account = account::start(account::Parts {
+        redis: None,
         db: folder.open("account", account::MIGRATIONS),
         clock: Clock::system(),
         random: Random::secure(),

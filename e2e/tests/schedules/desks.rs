@@ -170,14 +170,15 @@ const COUNTING: &[Migration] = &[
     Migration {
         number: 1,
         name: "effect",
-        sql: "CREATE TABLE effect (saga INTEGER NOT NULL, step INTEGER NOT NULL, undo INTEGER NOT NULL) STRICT;",
+        sqlite: "CREATE TABLE effect (saga INTEGER NOT NULL, step INTEGER NOT NULL, undone INTEGER NOT NULL) STRICT;",
+        mysql: "CREATE TABLE IF NOT EXISTS effect (saga BIGINT NOT NULL, step INT NOT NULL, undone INT NOT NULL);",
     },
-    Migration { number: 2, name: "barrier", sql: barrier::SQLITE_TABLE },
+    barrier::migration(2),
 ];
 
 fn count(tx: &mut Tx<'_>, work: &Work<'_, Script>, undo: bool) -> Result<(), Error> {
     let values = [Value::from(work.saga), Value::from(work.step.0), Value::from(undo)];
-    tx.execute("INSERT INTO effect (saga, step, undo) VALUES (?, ?, ?)", &values).map(drop)
+    tx.execute("INSERT INTO effect (saga, step, undone) VALUES (?, ?, ?)", &values).map(drop)
 }
 
 impl Participant for Counting {
@@ -263,7 +264,7 @@ impl OnSqlite {
         let seen = self.seen;
         let rows: Result<Vec<(u64, u64, u8, bool)>, Error> = self.runtime.block_on(self.db.read(move |tx| {
             tx.query(
-                "SELECT rowid, saga, step, undo FROM effect WHERE rowid > ? ORDER BY rowid",
+                "SELECT rowid, saga, step, undone FROM effect WHERE rowid > ? ORDER BY rowid",
                 &[Value::from(seen)],
                 |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?)),
             )
@@ -343,6 +344,7 @@ impl Services {
         let stock = runtime
             .block_on(product::start(product::Parts {
                 cache: product::ProductCache::new(),
+                redis: None,
                 db: product.clone(),
                 bus: bus.clone(),
                 clock: clock.clone(),
@@ -352,6 +354,7 @@ impl Services {
             }))
             .unwrap();
         let orders = order::Parts {
+            copies: None,
             db: order.clone(),
             bus: bus.clone(),
             clock: clock.clone(),
@@ -361,6 +364,7 @@ impl Services {
             settings,
         };
         let payments = payment::Parts {
+            copies: None,
             db: payment.clone(),
             bus: bus.clone(),
             clock: clock.clone(),

@@ -12,7 +12,7 @@ use bytes::Bytes;
 use orchestrator::{Book, Refused};
 use participant::barrier::{Decision, Found};
 use saga::{End, Illegal, Mode, Path, Position, Status};
-use wire::messages::{Command, Progress, Reply, ToOrchestrator, ToParticipant};
+use wire::messages::{Command, Pen, Progress, Reply, ToOrchestrator, ToParticipant};
 
 use super::desks::{Desks, InMemory, Script};
 use super::sagas::{self, Saga};
@@ -118,7 +118,7 @@ impl<'s> Explorer<'s> {
 
     /// A message arrives at an orchestrator.
     fn plan(&self, state: &mut State, body: Bytes) {
-        let messages = match self.book.plan(body) {
+        let messages = match self.book.plan(body, &mut Pen::for_messages(2)) {
             Ok(messages) => messages,
             Err(Refused::Illegal { illegal: Illegal::CommittedWhileCancelled, .. }) if self.undecided => {
                 return;

@@ -17,7 +17,7 @@ use bytes::Bytes;
 use orchestrator::{Book, Refused};
 use saga::{End, Illegal, Mode, Outcome, Path, Phase, Position, Status};
 use shop::purchase::ORCHESTRATOR;
-use wire::messages::{Command, Progress, Reply, ToOrchestrator, ToParticipant};
+use wire::messages::{Command, Pen, Progress, Reply, ToOrchestrator, ToParticipant};
 
 use super::desks::{Desks, Script};
 use super::faults::{Fault, Schedule};
@@ -339,7 +339,7 @@ impl<D: Desks> World<D> {
     fn deliver(&mut self, index: usize, parcel: Parcel, fault: Fault) {
         let run = &mut self.runs[index];
         if parcel.to == ORCHESTRATOR {
-            match self.book.plan(parcel.envelope.body) {
+            match self.book.plan(parcel.envelope.body, &mut Pen::for_messages(2)) {
                 Ok(messages) => {
                     let messages: Vec<_> =
                         messages.into_iter().map(|message| (message.subject, message.envelope)).collect();
