@@ -131,7 +131,8 @@ pub struct Envelope {
 }
 
 /// The bounds of a bus. In memory, each queue's bodies stay below `queue_envelopes * body_bytes`, the dead letters'
-/// below `parked_letters * body_bytes`; on NATS, both below [`nats::Settings::queue_bytes`].
+/// below `parked_letters * body_bytes`; on NATS, both below [`nats::Settings::queue_bytes`]. A body may be a slice of a buffer
+/// that its publisher filled with several: what is kept keeps that buffer, of 16 KiB at most (`wire::messages::Pen`).
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Limits {
     /// Envelopes that one subject's queue holds at most: ready, delayed and in hand. On NATS that many frames.
