@@ -177,7 +177,7 @@ pub(super) async fn purchase(
     products: CheckProducts,
 ) -> Result<Purchase, Error> {
     let (purchase, tasks) = purchase::start(purchase::Parts {
-        config: purchase::Config { replicated: db.is_shared(), ..purchase_config(common.config) },
+        config: purchase_config(common.config),
         db,
         bus,
         feed: common.redis.clone().map_or(purchase::Feed::None, purchase::Feed::Redis),
