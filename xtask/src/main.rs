@@ -71,7 +71,7 @@ fn test(steps: &mut Steps) -> Result<(), Error> {
     machine::install_missing_programs(steps, machine::FOR_TESTS)?;
     machine::install_missing_nats(steps)?;
     let shared = steps.timed("servers", || Ok(TestServers::start()?))?;
-    steps.cargo_with("tests", &["test", "--locked", "--workspace"], shared.variables())
+    steps.cargo_with("tests", &["test", "--locked", "--workspace", "--no-fail-fast"], shared.variables())
 }
 
 /// The shop is built as its users build it: alone, so that no other package's features get into it.

@@ -151,7 +151,7 @@ async fn a_follower_says_that_it_was_cut_off_and_misses_nothing_that_is_still_th
 async fn a_follower_goes_on_when_redis_was_emptied() {
     let server = servers::Redis::start().expect("a Redis");
     let redis = connected(settings(&server.url())).await;
-    let mut follower = redis.follow("news", Begin::Now);
+    let mut follower = redis.follow("news", Begin::After(Default::default()));
     redis.append("news", b"one", 100).await.expect("appended");
     let servers::Reply::List(keys) = server.call(&["KEYS", "*:stream:news"]).expect("keys") else {
         panic!("no list of keys")
