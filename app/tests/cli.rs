@@ -613,28 +613,20 @@ fn the_doctor_says_what_is_wrong_and_what_to_do() {
 
 #[test]
 fn a_new_key_is_made_in_the_folder_of_keys_and_nobody_else_may_read_it() {
-    let folder = std::env::temp_dir().join(format!("sagaline-new-key-{}", std::process::id()));
-    let made = std::process::Command::new(env!("CARGO_BIN_EXE_saga"))
-        .args(["keys", "new", "--data-dir"])
-        .arg(&folder)
-        .output()
-        .expect("saga runs");
+    let folder = Folder::new("new-key");
+    let data = folder.path("data");
+    let made = run(&mut saga(&["keys", "new", "--data-dir", &data]));
     assert!(made.status.success(), "{made:?}");
-    let mut files = std::fs::read_dir(folder.join("keys")).expect("the folder of keys");
+    let mut files = fs::read_dir(Path::new(&data).join("keys")).expect("the folder of keys");
     let file = files.next().expect("a key").expect("an entry");
-    let mode = std::os::unix::fs::PermissionsExt::mode(&file.metadata().expect("its mode").permissions());
+    let mode = file.metadata().expect("its mode").permissions().mode();
     assert_eq!((mode & 0o7777, files.count()), (0o600, 0));
-    std::fs::remove_dir_all(&folder).expect("it can be removed");
 }
 
 #[test]
 fn nobody_there_is_not_healthy() {
-    let free = std::net::TcpListener::bind("127.0.0.1:0").and_then(|socket| socket.local_addr());
-    let nobody = free.expect("a free port").to_string();
-    let asked = std::process::Command::new(env!("CARGO_BIN_EXE_saga"))
-        .args(["health", "--admin-listen", &nobody])
-        .output()
-        .expect("saga runs");
+    let nobody = format!("127.0.0.1:{}", free_port());
+    let asked = run(&mut saga(&["health", "--admin-listen", &nobody]));
     assert_eq!(asked.status.code(), Some(1), "{asked:?}");
     assert!(String::from_utf8_lossy(&asked.stderr).contains("not ready"), "{asked:?}");
 }

@@ -174,7 +174,7 @@ async fn a_buyer_can_wait_for_the_end() {
 #[tokio::test(flavor = "multi_thread")]
 async fn an_open_loop_sends_what_is_due() {
     let place = Place::open().await;
-    let line = "--rate 200 --duration 1s --warm-up 500ms --buyers 8 --verify";
+    let line = "--rate 200 --duration 1s --warm-up 500ms --buyers 64 --verify";
     let report = place.report(line).await;
     assert_eq!(number(&report, "/total/offered"), 300);
     assert_eq!(number(&report, "/measured/offered"), 200);

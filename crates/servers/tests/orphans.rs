@@ -25,7 +25,9 @@ struct Parent {
 fn start() -> Parent {
     let temp = std::env::temp_dir().join(servers::unique_name());
     std::fs::create_dir(&temp).unwrap();
-    let mut command = Command::new(env!("CARGO_BIN_EXE_servers"));
+    // Whoever runs the tests in the background of a shell has them ignore the signal, and what they start.
+    let mut command = Command::new("env");
+    command.args(["--default-signal=INT", env!("CARGO_BIN_EXE_servers")]);
     for variable in [shared::MYSQL_VARIABLE, shared::NATS_VARIABLE, shared::REDIS_VARIABLE] {
         command.env_remove(variable);
     }
