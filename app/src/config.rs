@@ -255,7 +255,7 @@ pub(crate) const BOUNDS: &[(&str, i64, i64)] = &[
     ("processes", 0, 16),
     ("mysql.writers", 1, 256),
     ("mysql.readers", 1, 256),
-    ("nats.replicas", 0, 5),
+    ("nats.replicas", 1, 5),
     ("nats.queue_mib", 1, 1_048_576),
 ];
 

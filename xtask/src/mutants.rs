@@ -128,8 +128,8 @@ pub(crate) const MUTANTS: &[Mutant] = &[
     Mutant {
         name: "refused-frame-is-acknowledged",
         file: "services/orchestrator/src/lib.rs",
-        find: "verdicts[place] = Verdict::Retry { after: self.delay(deliveries[place].count) };",
-        replace: "verdicts[place] = Verdict::Ack;",
+        find: ".map(|place| (place, Verdict::Retry { after: self.delay(deliveries[place].count) }))",
+        replace: ".map(|place| (place, Verdict::Ack))",
         test: &["test", "--package", "e2e", "--test", "engine", "a_refused_frame"],
         why: "a message is acknowledged although a part of what it calls for was never sent",
     },

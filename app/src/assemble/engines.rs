@@ -138,11 +138,8 @@ pub(crate) fn nats_settings(
 ) -> Result<bus::nats::Settings, bus::nats::StartError> {
     let mut settings = bus::nats::Settings::from_urls(url)?;
     settings.prefix.clone_from(&nats.prefix);
-    settings.replicas = match (nats.replicas, settings.servers.len()) {
-        (0, 0..=2) => 1,
-        (0, _) => 3,
-        (asked, _) => asked,
-    };
+    settings.replicas = nats.replicas;
+    settings.letter_replicas = if settings.servers.len() >= 3 { nats.replicas.max(3) } else { nats.replicas };
     if let Some(file) = &nats.credentials_file {
         settings.login = bus::nats::Login::Credentials(file.clone());
     }
@@ -256,12 +253,14 @@ mod tests {
     }
 
     #[test]
-    fn a_broker_of_three_keeps_three_copies_unless_told_otherwise() {
-        let nats = servers::Nats::default();
-        for (url, replicas) in [("nats://a:1", 1), ("nats://a:1,nats://b:1,nats://c:1", 3)] {
-            assert_eq!(nats_settings(&nats, url).unwrap().replicas, replicas);
-        }
-        let nats = servers::Nats { replicas: 1, ..nats };
-        assert_eq!(nats_settings(&nats, "nats://a:1,nats://b:1,nats://c:1").unwrap().replicas, 1);
+    fn a_broker_of_three_keeps_three_copies_of_dead_letters_and_of_the_rest_when_told() {
+        let of = |replicas, url| {
+            let nats = servers::Nats { replicas, ..servers::Nats::default() };
+            let settings = nats_settings(&nats, url).unwrap();
+            (settings.replicas, settings.letter_replicas)
+        };
+        let (one, three) = ("nats://a:1", "nats://a:1,nats://b:1,nats://c:1");
+        assert_eq!((of(1, one), of(1, three), of(3, three), of(5, three)), ((1, 1), (1, 3), (3, 3), (5, 5)));
+        assert_eq!(servers::Nats::default().replicas, 1);
     }
 }

@@ -19,6 +19,7 @@ mod plan;
 use std::time::{Duration, Instant};
 
 use bus::{Batch, Bus, Delivery, Envelope, Subject, Verdict};
+use futures_util::future::join_all;
 use telemetry::metrics::PubsubMetrics;
 use tokio_util::sync::CancellationToken;
 use wire::messages::Pen;
@@ -96,8 +97,10 @@ impl Parts {
         let deliveries = batch.deliveries();
         self.metrics.batch(deliveries.len());
         let mut verdicts = vec![Verdict::Ack; deliveries.len()];
-        for frame in self.plan(deliveries, &mut verdicts) {
-            self.publish(frame, deliveries, &mut verdicts).await;
+        let frames = self.plan(deliveries, &mut verdicts);
+        let published = join_all(frames.into_iter().map(|frame| self.publish(frame, deliveries))).await;
+        for (place, verdict) in published.into_iter().flatten() {
+            verdicts[place] = verdict;
         }
         failpoint::hit("orchestrator.published");
         let returned = verdicts.iter().filter(|verdict| matches!(verdict, Verdict::Retry { .. })).count();
@@ -140,23 +143,24 @@ impl Parts {
         frames
     }
 
-    async fn publish(&self, frame: Frame, deliveries: &[Delivery], verdicts: &mut [Verdict]) {
+    /// What a refusal means for the messages that called for it, by their places in the batch.
+    async fn publish(&self, frame: Frame, deliveries: &[Delivery]) -> Vec<(usize, Verdict)> {
         let Frame { subject, envelopes, causes } = frame;
         let began = Instant::now();
         let published = self.bus.publish(subject, envelopes).await;
         self.metrics.published(began.elapsed(), published.is_ok());
-        if let Err(refused) = published {
-            let drop_after = self.settings.drop_after_deliveries;
-            let (causes, dropped): (Vec<_>, Vec<_>) =
-                causes.into_iter().partition(|place| deliveries[*place].count < drop_after);
-            tracing::warn!(
-                %refused, messages = causes.len(), dropped = dropped.len(),
-                "a frame was refused; its causes come again, or their sagas are started again"
-            );
-            for place in causes {
-                verdicts[place] = Verdict::Retry { after: self.delay(deliveries[place].count) };
-            }
-        }
+        let Err(refused) = published else { return Vec::new() };
+        let drop_after = self.settings.drop_after_deliveries;
+        let (causes, dropped): (Vec<_>, Vec<_>) =
+            causes.into_iter().partition(|place| deliveries[*place].count < drop_after);
+        tracing::warn!(
+            %refused, messages = causes.len(), dropped = dropped.len(),
+            "a frame was refused; its causes come again, or their sagas are started again"
+        );
+        causes
+            .into_iter()
+            .map(|place| (place, Verdict::Retry { after: self.delay(deliveries[place].count) }))
+            .collect()
     }
 
     fn delay(&self, count: u32) -> Duration {

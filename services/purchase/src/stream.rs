@@ -4,7 +4,7 @@
 //! were sent": a lost piece leaves no gap, a repeated one sends nothing.
 //!
 //! A busy shop sends six events for each purchase. So what is there to be sent at one time is written into one buffer and
-//! sent as one chunk, and an event is written by hand: its JSON has one shape.
+//! sent as one chunk, progress right behind a chunk waits a moment for more, and an event is written by hand: its JSON has one shape.
 
 use std::convert::Infallible;
 use std::pin::Pin;
@@ -17,7 +17,7 @@ use futures_util::Stream;
 use futures_util::stream::unfold;
 use saga::{Definition, Event, Path};
 use shop::purchase::PurchaseStep;
-use tokio::time::{Instant, Sleep};
+use tokio::time::{Instant, Sleep, sleep_until};
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 use wire::messages::decode_path;
 use wire::time::UnixMillis;
@@ -31,6 +31,8 @@ use crate::store;
 const PAGE_PURCHASES: u32 = 200;
 /// Pieces of news that are sent as one chunk at most. An event is at most about 2 KiB.
 const CHUNK_NEWS: usize = 64;
+/// Progress is sent at most so often; a purchase's end never waits, and takes along what does.
+const PROGRESS_EVERY: Duration = Duration::from_millis(20);
 /// How many events a piece of news mostly is.
 const NEWS_EVENTS: usize = 2;
 /// How often a silent stream says that it is alive.
@@ -124,6 +126,8 @@ struct Feed {
     teller: Teller,
     subscription: Subscription,
     stage: Stage,
+    /// Progress that waits for more of its kind, fewer than [`CHUNK_NEWS`].
+    held: Vec<Arc<News>>,
     stop: Pin<Box<WaitForCancellationFutureOwned>>,
     /// When something was sent.
     sent_at: Instant,
@@ -151,12 +155,18 @@ pub(crate) fn events(parts: Parts) -> impl Stream<Item = Result<Bytes, Infallibl
         teller: Teller { definition, cursor },
         subscription,
         stage: Stage::Opening,
+        held: Vec::new(),
         stop: Box::pin(stop.cancelled_owned()),
         sent_at: Instant::now(),
         silent: Box::pin(tokio::time::sleep(KEEP_ALIVE)),
     };
     // Boxed: it is moved from chunk to chunk.
     unfold(Box::new(feed), async |mut feed| feed.next().await.map(|chunk| (Ok(chunk), feed)))
+}
+
+/// Whether all of this is progress, and there is room for more.
+fn may_wait(news: &[Arc<News>]) -> bool {
+    news.len() < CHUNK_NEWS && news.iter().all(|news| news.finished_no.is_none())
 }
 
 impl Feed {
@@ -182,19 +192,20 @@ impl Feed {
 
     /// Waits for news, or until something has to be said for want of them.
     async fn hear(&mut self, chunk: &mut Vec<u8>) -> Option<()> {
-        let mut all = Vec::new();
+        let progress_at = self.sent_at + PROGRESS_EVERY;
+        let (is_held, room) = (!self.held.is_empty(), CHUNK_NEWS - self.held.len());
         tokio::select! {
             biased;
             () = &mut self.stop => return None,
-            count = self.subscription.news.recv_many(&mut all, CHUNK_NEWS) => {
+            count = self.subscription.news.recv_many(&mut self.held, room) => {
                 if count == 0 {
                     return None;
                 }
-                chunk.reserve(count * NEWS_EVENTS * (EVENT_BYTES + self.teller.cursor.text_bytes()));
-                for news in all {
-                    self.take(&news, chunk);
+                if may_wait(&self.held) && Instant::now() < progress_at {
+                    return Some(());
                 }
             }
+            () = sleep_until(progress_at), if is_held => {}
             () = &mut self.silent => {
                 let (now, mut due) = (Instant::now(), self.sent_at + KEEP_ALIVE);
                 if due <= now {
@@ -202,7 +213,12 @@ impl Feed {
                     due = now + KEEP_ALIVE;
                 }
                 self.silent.as_mut().reset(due);
+                return Some(());
             }
+        }
+        chunk.reserve(self.held.len() * NEWS_EVENTS * (EVENT_BYTES + self.teller.cursor.text_bytes()));
+        for news in std::mem::take(&mut self.held) {
+            self.take(&news, chunk);
         }
         Some(())
     }

@@ -234,7 +234,14 @@ impl Shared {
                     sleep(START_AGAIN).await;
                     continue;
                 }
-                Err(Trouble::Unanswered(why) | Trouble::Refused(why)) => why,
+                Err(Trouble::Unanswered(why)) => {
+                    // Nobody else may be there to do it.
+                    if self.may_abandon(on) {
+                        self.abandon(on).await;
+                    }
+                    why
+                }
+                Err(Trouble::Refused(why)) => why,
             };
             return Err(StartError::Stream { stream: on.plan().name().to_owned(), why });
         }

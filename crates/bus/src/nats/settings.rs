@@ -20,8 +20,14 @@ pub struct Settings {
     /// What the names of all streams and subjects begin with. Buses with different prefixes share servers and know
     /// nothing of each other. Letters, digits, `-` and `_`.
     pub prefix: String,
-    /// On how many servers each stream is kept: 1, 3 or 5.
+    /// On how many servers the stream of each subject is kept: 1, 3 or 5. One is the cheapest and the quickest, and enough: what is lost
+    /// with its server is published again from a database, as after any loss.
     pub replicas: usize,
+    /// On how many servers the dead letters are kept: 1, 3 or 5. They are few, and nobody has them a second time.
+    pub letter_replicas: usize,
+    /// Where a stream is kept on one server of several and nobody has answered for it for so long, it is given up, with what is in
+    /// it, and made anew on another server.
+    pub abandon_after: Duration,
     /// Where the servers keep the streams.
     pub storage: Storage,
     /// Bytes that one subject's stream holds at most. The other bound of a stream is [`crate::Limits::queue_envelopes`], in
@@ -127,7 +133,7 @@ pub enum Storage {
 }
 
 impl Settings {
-    /// Settings for these servers: open, in the clear, prefix "saga", one replica in files of 256 MiB; 10 s duplicate window, 10 s
+    /// Settings for these servers: open, in the clear, prefix "saga", one replica in files of 256 MiB, given up after 10 s; 10 s duplicate window, 10 s
     /// acknowledgement wait, 65,536 frames delivered; 256 publishes in flight of 2 s at most; 5 s a request, 2 s an attempt to
     /// connect, 30 s to start; reconnecting after 20 ms to 1 s; probed every 5 s, checked every 5 s; 16 frames asked for, 1,024
     /// envelopes waiting.
@@ -139,6 +145,8 @@ impl Settings {
             name: "saga".to_owned(),
             prefix: "saga".to_owned(),
             replicas: 1,
+            letter_replicas: 1,
+            abandon_after: Duration::from_secs(10),
             storage: Storage::File,
             queue_bytes: 256 * 1024 * 1024,
             duplicate_window: Duration::from_secs(10),
@@ -221,6 +229,13 @@ impl Settings {
                 "it is made of letters, digits, '-' and '_'",
             ),
             ("replicas", self.replicas.to_string(), matches!(self.replicas, 1 | 3 | 5), "it is 1, 3 or 5"),
+            (
+                "letter_replicas",
+                self.letter_replicas.to_string(),
+                matches!(self.letter_replicas, 1 | 3 | 5),
+                "it is 1, 3 or 5",
+            ),
+            ("abandon_after", seconds(self.abandon_after), !self.abandon_after.is_zero(), "it is above 0"),
             ("queue_bytes", self.queue_bytes.to_string(), self.queue_bytes > 0, "it is above 0"),
             ("max_ack_pending", self.max_ack_pending.to_string(), self.max_ack_pending > 0, "it is above 0"),
             (

@@ -48,6 +48,7 @@ impl Plan {
             retention: RetentionPolicy::Limits,
             discard: DiscardPolicy::Old,
             max_messages: count(limits.parked_letters),
+            num_replicas: settings.letter_replicas,
             ..Plan::stream(settings, "dead-letters")
         };
         let plan = Plan::at(format!("{}.dead-letters", settings.prefix), config);

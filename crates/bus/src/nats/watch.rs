@@ -1,5 +1,11 @@
 //! Keeps what the bus needs on the servers: what was deleted, or lost with a server, is made again.
+//!
+//! A stream that is kept on one server only is away when that server is, and may never come back. It can be given up without asking
+//! whether it would: what was in it is published again by those who keep it in their databases, and its server, should it return, is
+//! told by the others that the stream is theirs now. It takes the majority of the servers to agree, so whoever is cut off from
+//! it gives up nothing.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -18,6 +24,7 @@ const AGAIN: Duration = Duration::from_millis(200);
 pub(super) async fn run(shared: Arc<Shared>) {
     let mut connections = shared.link.connections();
     let mut pause = shared.settings.check_interval;
+    let mut silent_since: HashMap<String, Instant> = HashMap::new();
     while !shared.is_closed.load(Ordering::Relaxed) {
         tokio::select! {
             () = sleep(pause) => {}
@@ -27,8 +34,22 @@ pub(super) async fn run(shared: Arc<Shared>) {
         if !shared.link.is_up() {
             continue;
         }
-        let looking = shared.streams().into_iter().map(|stream| shared.ensure_as(stream, Existing::Leave));
+        let began = Instant::now();
+        let streams = shared.streams();
+        let looking = streams.iter().map(|stream| shared.ensure_as(*stream, Existing::Leave));
         let found = join_all(looking).await;
+        for (stream, found) in streams.iter().zip(&found) {
+            let name = stream.plan().name();
+            if !matches!(found, Err(Trouble::Unanswered(_))) {
+                silent_since.remove(name);
+                continue;
+            }
+            let since = *silent_since.entry(name.to_owned()).or_insert(began);
+            if shared.may_abandon(*stream) && since.elapsed() >= shared.settings.abandon_after {
+                shared.abandon(*stream).await;
+                silent_since.remove(name);
+            }
+        }
         let troubles: Vec<_> =
             found.into_iter().filter_map(Result::err).map(|trouble| trouble.to_string()).collect();
         pause = match troubles.first() {
@@ -71,6 +92,20 @@ impl Shared {
         }
         *checked = Some(began);
         Ok(())
+    }
+
+    /// Whether a stream that does not answer may be made anew elsewhere.
+    pub(super) fn may_abandon(&self, stream: To<'_>) -> bool {
+        let is_queue = matches!(stream, To::Queue(_));
+        is_queue && stream.plan().stream.num_replicas == 1 && self.settings.servers.len() > 1
+    }
+
+    /// Has the servers forget a stream, so that the next look makes it anew. The server that would confirm it may be the one that is away,
+    /// so no answer is expected.
+    pub(super) async fn abandon(&self, stream: To<'_>) {
+        let name = stream.plan().name();
+        let answer = topology::delete_stream(&self.link.jetstream, stream.plan()).await;
+        tracing::warn!(stream = name, ?answer, "a stream did not answer and was given up");
     }
 
     /// All streams of the bus.

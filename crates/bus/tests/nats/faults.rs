@@ -1,6 +1,6 @@
 //! Servers that die, forget, or do not answer. Each test has servers of its own.
 
-use servers::{Nats, Proxy};
+use servers::{Nats, NatsNode, Proxy};
 use tokio::task::JoinSet;
 
 use super::*;
@@ -69,6 +69,71 @@ async fn a_cluster_that_lost_everything_serves_at_once_what_is_new() {
     drop(first);
     finish(&mut consumer, [3]).await;
     until(async || bus.parked().await.is_ok_and(|parked| parked.is_empty())).await;
+}
+
+/// Of a cluster that keeps each stream once, the server that keeps it dies and does not return.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_stream_whose_only_server_stays_away_is_made_on_another() {
+    let nats = Nats::start(3).unwrap();
+    let settings = Settings {
+        letter_replicas: 3,
+        abandon_after: Duration::from_secs(1),
+        request_timeout: Duration::from_secs(1),
+        ..settings(&nats.urls())
+    };
+    let bus = open(&settings).await;
+    let mut consumer = bus.subscribe(WORK);
+    bus.publish(WORK, frame([1])).await.unwrap();
+    let in_hand = take(&mut consumer).await;
+    in_hand.settle(vec![Verdict::Park { reason: "poison".to_owned() }]).await.unwrap();
+    bus.publish(WORK, frame([2])).await.unwrap();
+    let in_hand = take(&mut consumer).await;
+
+    let keeper = keeper(&nats, &settings).await;
+    keeper.kill().unwrap();
+    publish_at_last(&bus, frame([3])).await;
+    assert!(in_hand.ack_all().await.is_err(), "what was in the stream is given up");
+    finish(&mut consumer, [3]).await;
+    until(async || bus.parked().await.is_ok_and(|parked| parked.len() == 1)).await;
+
+    // It finds that the stream is another's now.
+    keeper.restart().unwrap();
+    nats.wait_until_ready().unwrap();
+    publish_at_last(&bus, frame([4])).await;
+    finish(&mut consumer, [4]).await;
+    assert_nothing_comes(&mut consumer).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_bus_starts_though_the_only_server_of_its_stream_stays_away() {
+    let nats = Nats::start(3).unwrap();
+    let settings = Settings {
+        letter_replicas: 3,
+        start_timeout: Duration::from_secs(2),
+        request_timeout: Duration::from_secs(1),
+        ..settings(&nats.urls())
+    };
+    open(&settings).await.close().await;
+    keeper(&nats, &settings).await.kill().unwrap();
+    let bus = soon(async {
+        loop {
+            if let Ok(bus) = Bus::nats(settings.clone(), LIMITS, &[WORK]).await {
+                return bus;
+            }
+        }
+    })
+    .await;
+    let mut consumer = bus.subscribe(WORK);
+    publish_at_last(&bus, frame([1])).await;
+    finish(&mut consumer, [1]).await;
+}
+
+/// The server that has the queue's stream.
+async fn keeper<'n>(nats: &'n Nats, settings: &Settings) -> &'n NatsNode {
+    let mut found = operator(settings).await.get_stream(stream(settings)).await.unwrap();
+    let leader = found.info().await.unwrap().cluster.clone().and_then(|cluster| cluster.leader).unwrap();
+    let place: usize = leader.trim_start_matches('n').parse().unwrap();
+    &nats.nodes()[place]
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
