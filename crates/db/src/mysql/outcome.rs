@@ -6,6 +6,9 @@
 //! holds that row, and the reader waits. Once the row can be read, the transaction is over: its number is there, or
 //! it was rolled back and never will be.
 //!
+//! The word is answered before COMMIT is sent. Sent as one, both could wait in a buffer of the server, with no lock held yet, while the
+//! row is read.
+//!
 //! There is a row for each connection, not for each transaction, so the table stays small, its rows stay in memory, and nobody
 //! waits for another's row. It is one statement more for a transaction that writes; in return none is sent to begin it.
 //!
