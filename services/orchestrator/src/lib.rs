@@ -19,7 +19,9 @@ mod plan;
 use std::time::{Duration, Instant};
 
 use bus::{Batch, Bus, Delivery, Envelope, Subject, Verdict};
+use telemetry::Spans;
 use telemetry::metrics::PubsubMetrics;
+use telemetry::spans::{Cause, Handling};
 use tokio_util::sync::CancellationToken;
 use wire::messages::Pen;
 
@@ -60,6 +62,8 @@ pub struct Parts {
     pub subject: Subject,
     /// Counts what it does.
     pub metrics: PubsubMetrics,
+    /// Records what it does for sampled sagas.
+    pub spans: Spans,
     /// Its bounds.
     pub settings: Settings,
 }
@@ -96,9 +100,11 @@ impl Parts {
         let deliveries = batch.deliveries();
         self.metrics.batch(deliveries.len());
         let mut verdicts = vec![Verdict::Ack; deliveries.len()];
-        for frame in self.plan(deliveries, &mut verdicts) {
-            self.publish(frame, deliveries, &mut verdicts).await;
+        let mut traced = self.spans.handle(deliveries.len());
+        for frame in self.plan(deliveries, &mut verdicts, &mut traced) {
+            self.publish(frame, deliveries, &mut verdicts, &mut traced).await;
         }
+        traced.end_of(self.subject.0);
         failpoint::hit("orchestrator.published");
         let returned = verdicts.iter().filter(|verdict| matches!(verdict, Verdict::Retry { .. })).count();
         self.metrics.received(true, (verdicts.len() - returned) as u64);
@@ -110,12 +116,14 @@ impl Parts {
     }
 
     /// What a batch calls for, one frame a subject. What cannot be decided is parked alone.
-    fn plan(&self, deliveries: &[Delivery], verdicts: &mut [Verdict]) -> Vec<Frame> {
+    fn plan(&self, deliveries: &[Delivery], verdicts: &mut [Verdict], traced: &mut Handling) -> Vec<Frame> {
         let mut frames: Vec<Frame> = Vec::new();
         let mut pen = Pen::for_messages(2 * deliveries.len());
         for (place, delivery) in deliveries.iter().enumerate() {
             match self.book.plan(delivery.envelope.body.clone(), &mut pen) {
                 Ok(messages) => {
+                    let message = Cause::Message(delivery.envelope.id.number());
+                    traced.add(place, messages.about.trace(), message);
                     for Outgoing { subject, envelope, may_be_lost } in messages {
                         let frame = match frames.iter_mut().find(|frame| frame.subject == subject) {
                             Some(frame) => frame,
@@ -127,6 +135,7 @@ impl Parts {
                                 frames.last_mut().expect("a frame was pushed")
                             }
                         };
+                        traced.calls_for(place, subject.0, envelope.id.number());
                         frame.envelopes.push(envelope);
                         frame.causes.extend((!may_be_lost).then_some(place));
                     }
@@ -140,10 +149,17 @@ impl Parts {
         frames
     }
 
-    async fn publish(&self, frame: Frame, deliveries: &[Delivery], verdicts: &mut [Verdict]) {
+    async fn publish(
+        &self,
+        frame: Frame,
+        deliveries: &[Delivery],
+        verdicts: &mut [Verdict],
+        traced: &mut Handling,
+    ) {
         let Frame { subject, envelopes, causes } = frame;
-        let began = Instant::now();
+        let (began, began_spans, messages) = (Instant::now(), traced.publishing(), envelopes.len());
         let published = self.bus.publish(subject, envelopes).await;
+        traced.published(subject.0, began_spans, messages, published.is_ok());
         self.metrics.published(began.elapsed(), published.is_ok());
         if let Err(refused) = published {
             let drop_after = self.settings.drop_after_deliveries;
