@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use serde_json::json;
 use testkit::traffic::{Customer, PAYMENT_LIMIT, Product};
-use testkit::{Client, Collector, Engines, Options, Shop, Span, TempDir};
+use testkit::{Client, Collector, Engines, Options, Shop, Span, TempDir, until};
 
 use tree::Tree;
 
@@ -41,17 +41,23 @@ impl Buyer {
         Buyer { client, customer, kettle, ring }
     }
 
-    /// Buys one; gives the purchase's id.
+    /// Buys one; gives the purchase's id. A process that has just started may not be asked yet: then nothing was bought.
     async fn buy(&self, product: Product, traceparent: Option<&str>) -> String {
         let cart = json!({"purchase_items": [{"product_id": product.id, "amount": 1}],
                           "payment": {"currency_code": "NT"}});
         let bearer = format!("bearer {}", self.customer.token);
         let mut headers = vec![("authorization", bearer.as_str())];
         headers.extend(traceparent.map(|value| ("traceparent", value)));
-        let body = Some(cart.to_string().into_bytes());
-        let answer = self.client.request("POST", "/api/purchase", &headers, body).await.unwrap();
-        assert_eq!(answer.status, 201, "{}", answer.body);
-        answer.json()["purchase_id"].as_u64().unwrap().to_string()
+        let mut bought = None;
+        until("it is bought", ARRIVED_WITHIN, async || {
+            let body = Some(cart.to_string().into_bytes());
+            let answer = self.client.request("POST", "/api/purchase", &headers, body).await.unwrap();
+            assert!([201, 503].contains(&answer.status), "{}: {}", answer.status, answer.body);
+            bought = (answer.status == 201).then(|| answer.json()["purchase_id"].as_u64().unwrap());
+            bought.is_some()
+        })
+        .await;
+        bought.unwrap().to_string()
     }
 }
 
@@ -140,7 +146,7 @@ fn phases(tree: &Tree, service: &str) -> Vec<String> {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_purchase_through_many_processes_is_one_tree() {
     let (dir, engines, collector) = (TempDir::new(), Engines::shared(), Collector::start().await);
-    let mut shop = Shop::start(options(&dir, &collector, "1.0").on(&engines, 1)).await.unwrap();
+    let shop = Shop::start(options(&dir, &collector, "1.0").on(&engines, 1)).await.unwrap();
     let buyer = Buyer::of(&shop).await;
     let gate = ["gateway/POST /api/purchase", "gateway/POST", "purchase/POST /api/purchase"];
 
@@ -173,9 +179,8 @@ async fn a_purchase_through_many_processes_is_one_tree() {
     let theirs = tree(&collector, &theirs, &succeeded(&gate)).await;
     assert_eq!((theirs.trace(), theirs.root().parent.as_deref()), (trace, Some(span)));
 
-    assert!(shop.terminate().await.success());
-    for span in collector.spans() {
-        assert!(!span.failed, "{span:?}");
+    for tree in [good, dear, theirs] {
+        assert!(tree.failed().is_empty(), "{:?} in\n{tree}", tree.failed());
     }
 }
 
@@ -207,7 +212,7 @@ async fn at_a_ratio_of_zero_only_what_a_client_asks_for_is_recorded() {
     let theirs = buyer.buy(buyer.kettle, Some(&format!("00-{trace}-{span}-01"))).await;
     let theirs = tree(&collector, &theirs, &succeeded(&["purchase/POST /api/purchase"])).await;
     assert_eq!(theirs.root().parent.as_deref(), Some(span));
-    assert!(shop.terminate().await.success());
+    shop.terminate().await;
     let accepted = collector.spans().iter().filter(|span| span.name == "accept").count();
     assert_eq!(accepted, 1, "of three purchases");
     assert!(collector.spans().iter().all(|span| span.trace == trace));
@@ -220,6 +225,7 @@ async fn what_the_gateway_does_not_record_nobody_does() {
     let mut shop = Shop::start(options(&dir, &collector, "0.0").on(&engines, 1)).await.unwrap();
     let buyer = Buyer::of(&shop).await;
     buyer.buy(buyer.kettle, None).await;
-    assert!(shop.terminate().await.success());
+    // Whatever waited was sent by now.
+    shop.terminate().await;
     assert_eq!(collector.spans(), []);
 }

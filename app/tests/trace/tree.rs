@@ -83,6 +83,11 @@ impl Tree {
         self.0.iter().filter(|span| span.service == service && span.name == name).collect()
     }
 
+    /// The spans that say that something failed.
+    pub(crate) fn failed(&self) -> Vec<&Span> {
+        self.0.iter().filter(|span| span.failed).collect()
+    }
+
     fn print(&self, f: &mut fmt::Formatter<'_>, parent: &Span, depth: usize) -> fmt::Result {
         let Span { kind, times, details, .. } = parent;
         let micros = (times.1.saturating_sub(times.0)) / 1_000;

@@ -45,7 +45,7 @@ const LINGER: Duration = Duration::from_millis(500);
 const EXPORT_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// How long what is recorded may take to be sent when the process stops.
-pub const FLUSH_TIMEOUT: Duration = Duration::from_secs(1);
+pub const FLUSH_TIMEOUT: Duration = Duration::from_millis(500);
 
 /// The attribute that says that something failed, and why (OpenTelemetry, "Recording errors"): its span has the status of an error.
 pub const ERROR_TYPE: &str = "error.type";
