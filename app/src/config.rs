@@ -38,6 +38,8 @@ pub(crate) struct Config {
     pub demo_data: bool,
     /// What is logged, and how it looks.
     pub log: Log,
+    /// Which purchases and requests are followed through all services, and where to.
+    pub trace: Trace,
     /// What the servers allow their clients.
     pub http: Http,
     /// Customers, passwords, tokens.
@@ -72,6 +74,17 @@ pub(crate) struct Log {
     pub filter: String,
     /// How a line looks.
     pub format: LogFormat,
+}
+
+/// Which purchases and requests are followed through all services, and where to.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct Trace {
+    /// Where spans are sent to by OTLP over gRPC, such as `http://127.0.0.1:4317`. Unset: nothing is recorded.
+    pub endpoint: Option<String>,
+    /// The part of the traces beginning in this process that is recorded: 0.0 none, 1.0 all. A client that sends a
+    /// `traceparent` has decided itself.
+    pub sample_ratio: f64,
 }
 
 /// How a log line looks.
@@ -259,6 +272,9 @@ pub(crate) const BOUNDS: &[(&str, i64, i64)] = &[
     ("nats.queue_mib", 1, 1_048_576),
 ];
 
+/// The least and the greatest value of every number that need not be whole.
+pub(crate) const FRACTIONS: &[(&str, f64, f64)] = &[("trace.sample_ratio", 0.0, 1.0)];
+
 impl Default for Config {
     fn default() -> Config {
         Config {
@@ -269,6 +285,7 @@ impl Default for Config {
             processes: 0,
             demo_data: true,
             log: Log::default(),
+            trace: Trace::default(),
             http: Http::default(),
             account: account::Config::default(),
             catalog: Catalog::default(),
@@ -288,6 +305,12 @@ impl Default for Config {
 impl Default for Log {
     fn default() -> Log {
         Log { filter: "info".to_owned(), format: LogFormat::Auto }
+    }
+}
+
+impl Default for Trace {
+    fn default() -> Trace {
+        Trace { endpoint: None, sample_ratio: 1.0 }
     }
 }
 

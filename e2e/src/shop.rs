@@ -400,14 +400,32 @@ impl Shop {
             }
             Part::Orders => {
                 let products = self.front.get_products();
-                let parts =
-                    order::Parts { db, copies: None, bus, clock, verifier, products, metrics, settings };
+                let parts = order::Parts {
+                    db,
+                    copies: None,
+                    bus,
+                    clock,
+                    verifier,
+                    products,
+                    metrics,
+                    spans: telemetry::Spans::off(),
+                    settings,
+                };
                 tokio::spawn(order::run(parts, stop.clone()))
             }
             Part::Payments => {
                 let limit = self.settings.payment_limit;
-                let parts =
-                    payment::Parts { db, copies: None, bus, clock, verifier, limit, metrics, settings };
+                let parts = payment::Parts {
+                    db,
+                    copies: None,
+                    bus,
+                    clock,
+                    verifier,
+                    limit,
+                    metrics,
+                    spans: telemetry::Spans::off(),
+                    settings,
+                };
                 tokio::spawn(payment::run(parts, stop.clone()))
             }
             Part::Orchestrator => {
@@ -421,7 +439,14 @@ impl Shop {
                     PurchaseStep::commands,
                     PURCHASE_PROGRESS,
                 );
-                let parts = orchestrator::Parts { book, bus, subject: ORCHESTRATOR, metrics, settings };
+                let parts = orchestrator::Parts {
+                    book,
+                    bus,
+                    subject: ORCHESTRATOR,
+                    metrics,
+                    spans: telemetry::Spans::off(),
+                    settings,
+                };
                 tokio::spawn(orchestrator::run(parts, stop.clone()))
             }
         };
@@ -468,6 +493,7 @@ impl Shop {
             products: self.front.check_products(),
             registry: registry.clone(),
             metrics: PubsubMetrics::new(&registry, "purchase"),
+            spans: telemetry::Spans::off(),
             stop_streams: streams.clone(),
             stop: stop.clone(),
         })
@@ -481,6 +507,7 @@ impl Shop {
             verifier: self.verifier.clone(),
             products: self.front.get_products(),
             metrics: PubsubMetrics::new(&registry, "order"),
+            spans: telemetry::Spans::off(),
             settings: participant_settings(&self.settings),
         };
         let payment = payment::Parts {
@@ -491,6 +518,7 @@ impl Shop {
             verifier: self.verifier.clone(),
             limit: self.settings.payment_limit,
             metrics: PubsubMetrics::new(&registry, "payment"),
+            spans: telemetry::Spans::off(),
             settings: participant_settings(&self.settings),
         };
         let api = Router::new()
@@ -576,6 +604,7 @@ async fn product_service(
         clock: clock.clock(),
         write: product::CatalogWrite::Open,
         metrics: PubsubMetrics::new(&Registry::new(), "product"),
+        spans: telemetry::Spans::off(),
         settings: participant_settings(settings),
     })
     .await

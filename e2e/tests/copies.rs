@@ -99,6 +99,7 @@ impl Place {
             clock: clock.clone(),
             write: product::CatalogWrite::Open,
             metrics: metrics(),
+            spans: telemetry::Spans::off(),
             settings,
         })
         .await
@@ -112,6 +113,7 @@ impl Place {
             verifier: verifier.clone(),
             products: details.clone(),
             metrics: metrics(),
+            spans: telemetry::Spans::off(),
             settings,
         };
         let payments = payment::Parts {
@@ -122,6 +124,7 @@ impl Place {
             verifier: verifier.clone(),
             limit: i64::MAX,
             metrics: metrics(),
+            spans: telemetry::Spans::off(),
             settings,
         };
         let router = account

@@ -191,6 +191,7 @@ fn orchestrator(bus: &Bus, drop_after_deliveries: u32) -> CancellationToken {
         bus: bus.clone(),
         subject: ORCHESTRATOR,
         metrics: PubsubMetrics::new(&Registry::new(), "test"),
+        spans: telemetry::Spans::off(),
         settings: orchestrator::Settings {
             retry_delay_min: Duration::from_millis(1),
             retry_delay_max: Duration::from_millis(2),

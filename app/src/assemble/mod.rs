@@ -24,13 +24,14 @@ use gateway::Gateway;
 use serve::edge;
 use serve::random::Random;
 use telemetry::Registry;
+use telemetry::spans::{Collector, InvalidEndpoint, Sampler};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use wire::time::Clock;
 
-use crate::config::Config;
 use crate::config::role::Role;
 use crate::config::servers::Service;
+use crate::config::{Config, Trace};
 use doors::Doors;
 pub(crate) use doors::Hold;
 use engines::{Engines, Open, Progress};
@@ -64,6 +65,9 @@ pub(crate) enum Error {
     /// Redis cannot be used.
     #[error(transparent)]
     Redis(#[from] cache::redis::SettingsError),
+    /// Spans cannot be sent there.
+    #[error("trace.endpoint: {0}")]
+    Trace(#[from] InvalidEndpoint),
     /// The account service did not start.
     #[error(transparent)]
     Account(#[from] account::StartError),
@@ -93,6 +97,7 @@ pub(crate) struct Running {
     pub seeded: bool,
     stop: Stop,
     open: Open,
+    collector: Option<Collector>,
     died: mpsc::Receiver<&'static str>,
 }
 
@@ -116,6 +121,9 @@ impl Running {
         self.stop.doors.stop().await;
         self.stop.workers.stop().await;
         self.open.close().await;
+        if let Some(collector) = &self.collector {
+            collector.close().await;
+        }
     }
 }
 
@@ -262,6 +270,7 @@ impl<'c> Start<'c> {
             seeded,
             stop: Stop { doors: common.doors, workers: common.workers },
             open,
+            collector: common.collector,
             died,
         };
         progress.done();
@@ -280,18 +289,26 @@ impl<'c> Common<'c> {
     /// With nothing started, and where to hear of tasks that die.
     fn new(config: &'c Config, role: Role) -> Result<(Common<'c>, mpsc::Receiver<&'static str>), Error> {
         let (died, died_here) = mpsc::channel(1);
+        let registry = Registry::new();
         let common = Common {
             config,
             role,
             clock: Clock::system(),
             random: Random::secure(),
-            registry: Registry::new(),
+            collector: collector(&config.trace, &registry)?,
+            registry,
             redis: engines::redis(config)?,
             doors: Tasks::new(died.clone()),
             workers: Tasks::new(died),
         };
         Ok((common, died_here))
     }
+}
+
+/// The way to who collects spans, if anybody does.
+fn collector(trace: &Trace, registry: &Registry) -> Result<Option<Collector>, Error> {
+    let Some(endpoint) = &trace.endpoint else { return Ok(None) };
+    Ok(Some(Collector::new(endpoint, Sampler::ratio(trace.sample_ratio), registry)?))
 }
 
 /// Adds the demonstration's products if there are none; tells whether it did.

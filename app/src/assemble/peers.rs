@@ -67,6 +67,7 @@ pub(super) fn gateway(common: &Common<'_>) -> Gateway {
         },
         head_timeout: HEAD_TIMEOUT,
         registry: common.registry.clone(),
+        spans: common.spans(Service::Gateway),
         stop_streams: common.doors.stop.clone(),
     });
     common.workers.spawn("gateway", gateway.clone().run(common.workers.stop.clone()));

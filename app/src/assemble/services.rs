@@ -11,15 +11,17 @@ use cache::Redis;
 use db::Db;
 use product::ProductCache;
 use serve::auth::{Realm, Verifier};
-use serve::edge::measured;
+use serve::edge::{measured, traced_calls};
 use serve::random::Random;
 use shop::calls::{CheckProducts, GetProducts};
 use shop::purchase::{ORCHESTRATOR, PURCHASE_PROGRESS, PurchaseStep, purchase_saga};
-use telemetry::{HttpMetrics, PubsubMetrics, Registry};
+use telemetry::spans::Collector;
+use telemetry::{HttpMetrics, PubsubMetrics, Registry, Spans};
 use wire::time::Clock;
 
 use super::{Error, Tasks};
 use crate::config::role::Role;
+use crate::config::servers::Service;
 use crate::config::{self, Config};
 
 /// What all services of a process share.
@@ -34,6 +36,8 @@ pub(super) struct Common<'c> {
     pub random: Random,
     /// What is counted.
     pub registry: Registry,
+    /// Where spans go to, if any are recorded.
+    pub collector: Option<Collector>,
     /// What the processes remember together. It need not answer: it holds copies only.
     pub redis: Option<Redis>,
     /// What talks to clients; it stops first.
@@ -47,8 +51,13 @@ impl Common<'_> {
         PubsubMetrics::new(&self.registry, app)
     }
 
-    fn measured(&self, app: &str, router: Router) -> Router {
-        measured(router, HttpMetrics::new(&self.registry, app))
+    /// Where a service's spans are recorded.
+    pub(super) fn spans(&self, service: Service) -> Spans {
+        self.collector.as_ref().map_or_else(Spans::off, |collector| collector.service(service.name()))
+    }
+
+    fn measured(&self, app: &str, router: Router, spans: &Spans) -> Router {
+        measured(router, HttpMetrics::new(&self.registry, app), spans.clone())
     }
 
     fn participant(&self) -> participant::Settings {
@@ -82,7 +91,9 @@ pub(super) async fn account(common: &Common<'_>, db: Db) -> Result<Account, Erro
     })
     .await?;
     let verifier = account.verifier();
-    let api = common.measured("account", account.router()).merge(rpc::auth_service(verifier.clone()));
+    let spans = common.spans(Service::Account);
+    let calls = traced_calls(rpc::auth_service(verifier.clone()), spans.clone());
+    let api = common.measured("account", account.router(), &spans).merge(calls);
     common.workers.spawn("account", account.run(common.workers.stop.clone()));
     Ok(Account { api, verifier })
 }
@@ -101,6 +112,7 @@ pub(super) struct Product {
 
 /// Starts the product service, with the demonstration's products if it is to have them and has none.
 pub(super) async fn product(common: &Common<'_>, db: Db, bus: Bus, seed: bool) -> Result<Product, Error> {
+    let spans = common.spans(Service::Product);
     let product = product::start(product::Parts {
         db,
         cache: ProductCache::new(),
@@ -109,13 +121,15 @@ pub(super) async fn product(common: &Common<'_>, db: Db, bus: Bus, seed: bool) -
         clock: common.clock.clone(),
         write: catalog_write(common),
         metrics: common.pubsub("product"),
+        spans: spans.clone(),
         settings: common.participant(),
     })
     .await?;
     let seeded = seed && product.seed().await? > 0;
     let (check_products, get_products) = (product.check_products(), product.get_products());
     let questions = rpc::product_service(check_products.clone(), get_products.clone());
-    let api = common.measured("product", product.router()).merge(questions);
+    let questions = traced_calls(questions, spans.clone());
+    let api = common.measured("product", product.router(), &spans).merge(questions);
     common.workers.spawn("product", product.run(common.workers.stop.clone()));
     Ok(Product { api, check_products, get_products, seeded })
 }
@@ -128,6 +142,7 @@ pub(super) fn order(
     verifier: Verifier,
     products: GetProducts,
 ) -> Router {
+    let spans = common.spans(Service::Order);
     let order = order::Parts {
         copies: common.redis.clone().map(|redis| order::Copies::new(redis, &db)),
         db,
@@ -136,15 +151,17 @@ pub(super) fn order(
         verifier,
         products,
         metrics: common.pubsub("order"),
+        spans: spans.clone(),
         settings: common.participant(),
     };
-    let api = common.measured("order", order::router(&order));
+    let api = common.measured("order", order::router(&order), &spans);
     common.workers.spawn("order", order::run(order, common.workers.stop.clone()));
     api
 }
 
 /// Starts the payment service; gives its routes.
 pub(super) fn payment(common: &Common<'_>, db: Db, bus: Bus, verifier: Verifier) -> Router {
+    let spans = common.spans(Service::Payment);
     let payment = payment::Parts {
         copies: common.redis.clone().map(payment::Copies::new),
         db,
@@ -153,9 +170,10 @@ pub(super) fn payment(common: &Common<'_>, db: Db, bus: Bus, verifier: Verifier)
         verifier,
         limit: common.config.payment.limit,
         metrics: common.pubsub("payment"),
+        spans: spans.clone(),
         settings: common.participant(),
     };
-    let api = common.measured("payment", payment::router(&payment));
+    let api = common.measured("payment", payment::router(&payment), &spans);
     common.workers.spawn("payment", payment::run(payment, common.workers.stop.clone()));
     api
 }
@@ -176,6 +194,7 @@ pub(super) async fn purchase(
     verifier: Verifier,
     products: CheckProducts,
 ) -> Result<Purchase, Error> {
+    let spans = common.spans(Service::Purchase);
     let (purchase, tasks) = purchase::start(purchase::Parts {
         config: purchase_config(common.config),
         db,
@@ -187,6 +206,7 @@ pub(super) async fn purchase(
         products,
         registry: common.registry.clone(),
         metrics: common.pubsub("purchase"),
+        spans: spans.clone(),
         stop_streams: common.doors.stop.clone(),
         stop: common.workers.stop.clone(),
     })
@@ -197,7 +217,7 @@ pub(super) async fn purchase(
     for (name, task) in tasks {
         common.workers.spawn(name, task);
     }
-    let api = common.measured("purchase", purchase.router());
+    let api = common.measured("purchase", purchase.router(), &spans);
     Ok(Purchase { api, operator: purchase.operator_router() })
 }
 
@@ -208,6 +228,7 @@ pub(super) fn orchestrator(common: &Common<'_>, bus: Bus) {
         bus,
         subject: ORCHESTRATOR,
         metrics: common.pubsub("orchestrator"),
+        spans: common.spans(Service::Orchestrator),
         settings: orchestrator::Settings {
             batch_messages: common.config.saga.batch,
             ..orchestrator::Settings::default()

@@ -13,12 +13,12 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 
 use figment::providers::{Format, Serialized, Toml};
-use figment::value::{Dict, Value};
+use figment::value::{Dict, Num, Value};
 use figment::{Figment, error};
 
 use super::role::{Lack, Role};
 use super::secret::MASK;
-use super::{ADMIN_TOKEN_MIN_CHARS, BOUNDS, Config, Conflict};
+use super::{ADMIN_TOKEN_MIN_CHARS, BOUNDS, Config, Conflict, FRACTIONS};
 
 /// What all variables begin with.
 const PREFIX: &str = "SAGA_";
@@ -400,6 +400,15 @@ impl Layers {
                     .then(|| self.problem(key, value.to_string()))
             })
             .collect();
+        for (key, min, max) in FRACTIONS {
+            let value = self.merged.find_value(key).ok().and_then(|value| value.to_num()?.to_f64());
+            if let Some(value) = value.filter(|value| !(*min..=*max).contains(value)) {
+                problems.push(self.problem(key, value.to_string()));
+            }
+        }
+        if let Some(endpoint) = config.trace.endpoint.as_ref().filter(|endpoint| !is_endpoint(endpoint)) {
+            problems.push(self.problem("trace.endpoint", format!("{endpoint:?}")));
+        }
         for (key, form) in SECRETS {
             let value = self.merged.find_value(key).ok().and_then(Value::into_string);
             if value.is_some_and(|value| !form.fits(&value)) {
@@ -435,11 +444,15 @@ fn allowed(key: &str) -> String {
     if let Some((_, min, max)) = BOUNDS.iter().find(|(bounded, ..)| *bounded == key) {
         return format!("a whole number from {min} to {max}");
     }
+    if let Some((_, min, max)) = FRACTIONS.iter().find(|(bounded, ..)| *bounded == key) {
+        return format!("a number from {min:.1} to {max:.1}");
+    }
     match key {
         "listen" | "admin_listen" => "IP:PORT, such as 127.0.0.1:8080 or [::]:8080".to_owned(),
         "demo_data" => "true or false".to_owned(),
         "log.format" => "\"auto\", \"human\" or \"json\"".to_owned(),
         "catalog.write" => "\"auto\", \"open\" or \"admin\"".to_owned(),
+        "trace.endpoint" => "http://HOST:PORT, such as http://127.0.0.1:4317".to_owned(),
         "http.cors_allowed_origins" => "a list of texts, such as [\"https://shop.example\"]".to_owned(),
         "mysql.database_prefix" | "nats.prefix" | "redis.prefix" => {
             format!("1 to {NAME_MAX_CHARS} letters, digits, - and _, such as \"saga\"")
@@ -461,6 +474,16 @@ const NAME_MAX_CHARS: usize = 32;
 fn is_name(text: &str) -> bool {
     (1..=NAME_MAX_CHARS).contains(&text.len())
         && text.chars().all(|c| c.is_ascii_alphanumeric() || c == '_' || c == '-')
+}
+
+/// Spans are sent without TLS: to a collector beside the process, or on a network that is trusted.
+fn is_endpoint(text: &str) -> bool {
+    let parsed: Option<axum::http::Uri> = text.parse().ok();
+    parsed.is_some_and(|uri| {
+        uri.scheme_str() == Some("http")
+            && uri.host().is_some_and(|host| !host.is_empty())
+            && uri.port().is_some()
+    })
 }
 
 impl Form {
@@ -491,6 +514,7 @@ fn as_variable(value: &Value) -> Option<String> {
     match value {
         Value::String(_, text) => Some(text.clone()),
         Value::Bool(_, flag) => Some(flag.to_string()),
+        Value::Num(_, Num::F32(_) | Num::F64(_)) => Some(value.to_num()?.to_f64()?.to_string()),
         Value::Num(..) => {
             Some(value.to_i128().map(|n| n.to_string()).or_else(|| value.to_u128().map(|n| n.to_string()))?)
         }
@@ -511,6 +535,7 @@ fn variable_name(key: &str) -> String {
 fn parse_as(default: &Value, text: &str) -> Value {
     let parsed = match default {
         Value::Bool(..) => text.parse().ok().map(|flag: bool| Value::from(flag)),
+        Value::Num(_, Num::F32(_) | Num::F64(_)) => text.parse().ok().map(|number: f64| Value::from(number)),
         Value::Num(..) => text.parse().ok().map(|number: i64| Value::from(number)),
         Value::Array(..) => {
             let items = text.split(',').map(str::trim).filter(|item| !item.is_empty());
@@ -565,6 +590,9 @@ mod tests {
         let layers = Layers::new();
         let numbers: Vec<&str> =
             layers.schema.iter().filter(|(_, v)| v.to_num().is_some()).map(|(key, _)| key.as_str()).collect();
+        let (fractions, numbers): (Vec<&str>, Vec<&str>) =
+            numbers.into_iter().partition(|key| FRACTIONS.iter().any(|(bounded, ..)| bounded == key));
+        assert_eq!(fractions.len(), FRACTIONS.len());
         assert!(numbers.len() > 20, "{numbers:?}");
         for key in &numbers {
             let (_, min, max) = BOUNDS.iter().find(|(bounded, ..)| bounded == key).expect(key);
@@ -597,6 +625,8 @@ mod tests {
             ("SAGA_HTTP__CORS_ALLOWED_ORIGINS", "https://a.example, https://b.example"),
             ("SAGA_DEMO_DATA", "false"),
             ("SAGA_PAYMENT__LIMIT", "5"),
+            ("SAGA_TRACE__ENDPOINT", "http://127.0.0.1:4317"),
+            ("SAGA_TRACE__SAMPLE_RATIO", "0.01"),
             ("SAGA_FAILPOINT", "participant.committed=1"),
             ("SAGA_CONFIG", "elsewhere.toml"),
             ("OTHER", "x"),
@@ -608,6 +638,9 @@ mod tests {
         assert_eq!(config.http.cors_allowed_origins, ["https://a.example", "https://b.example"]);
         assert!(!config.demo_data);
         assert_eq!(config.payment.limit, 5);
+        assert_eq!(config.trace.endpoint.as_deref(), Some("http://127.0.0.1:4317"));
+        assert_eq!(config.trace.sample_ratio, 0.01);
+        assert_eq!(loaded.variables()["SAGA_TRACE__SAMPLE_RATIO"], "0.01");
         assert_eq!(loaded.source("payment.limit"), Source::Environment("SAGA_PAYMENT__LIMIT".to_owned()));
         assert_eq!(loaded.source("listen"), Source::Default);
     }
@@ -629,6 +662,21 @@ mod tests {
                 "SAGA_DEMO_DATA",
                 "yes",
                 "demo_data = \"yes\" (environment variable SAGA_DEMO_DATA): expected true or false",
+            ),
+            (
+                "SAGA_TRACE__SAMPLE_RATIO",
+                "1.01",
+                "trace.sample_ratio = 1.01 (environment variable SAGA_TRACE__SAMPLE_RATIO): expected a number from 0.0 to 1.0",
+            ),
+            (
+                "SAGA_TRACE__SAMPLE_RATIO",
+                "NaN",
+                "trace.sample_ratio = NaN (environment variable SAGA_TRACE__SAMPLE_RATIO): expected a number from 0.0 to 1.0",
+            ),
+            (
+                "SAGA_TRACE__ENDPOINT",
+                "localhost:4317",
+                "trace.endpoint = \"localhost:4317\" (environment variable SAGA_TRACE__ENDPOINT): expected http://HOST:PORT, such as http://127.0.0.1:4317",
             ),
             (
                 "SAGA_LISTEN",

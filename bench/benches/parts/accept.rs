@@ -50,6 +50,7 @@ pub(crate) fn benches(criterion: &mut Criterion) {
             products: CheckProducts::new(async |ids: Vec<u64>| Ok(vec![Some(100); ids.len()])),
             registry: registry.clone(),
             metrics: PubsubMetrics::new(&registry, "purchase"),
+            spans: telemetry::Spans::off(),
             stop_streams: stop.clone(),
             stop: stop.clone(),
         })

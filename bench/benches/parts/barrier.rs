@@ -34,6 +34,7 @@ pub(crate) fn benches(criterion: &mut Criterion) {
             clock: Clock::system(),
             write: product::CatalogWrite::Open,
             metrics: PubsubMetrics::new(&Registry::new(), "product"),
+            spans: telemetry::Spans::off(),
             settings: participant::Settings {
                 batch_commands: MAX_COMMANDS,
                 ..participant::Settings::default()

@@ -29,6 +29,7 @@ pub(crate) fn benches(criterion: &mut Criterion) {
             clock: Clock::system(),
             write: product::CatalogWrite::Open,
             metrics: PubsubMetrics::new(&Registry::new(), "product"),
+            spans: telemetry::Spans::off(),
             settings: participant::Settings::default(),
         })
         .await

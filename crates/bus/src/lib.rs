@@ -102,6 +102,11 @@ impl EnvelopeId {
         Self(((conversation as u128) << u64::BITS) | tag as u128)
     }
 
+    /// Both halves as one number, different for each id.
+    pub const fn number(self) -> u128 {
+        self.0
+    }
+
     /// The two halves that [`EnvelopeId::of`] was given.
     pub const fn parts(self) -> (u64, u64) {
         ((self.0 >> u64::BITS) as u64, self.0 as u64)

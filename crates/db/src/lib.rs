@@ -45,6 +45,7 @@ pub use value::{FromValue, Row, Set, Value};
 use job::{Answer, Counters, Job, Transaction};
 use queue::{Queue, Refused};
 use sqlite::{Session, SqliteTx, Writer};
+use telemetry::spans::{self, Detail, ERROR_TYPE, Kind, Step};
 use tokio::sync::{oneshot, watch};
 
 /// Where a SQLite database is, and its bounds.
@@ -176,15 +177,23 @@ impl Db {
     /// [`Error::OutcomeUnknown`].
     pub async fn write<T, E>(
         &self,
-        closure: impl FnMut(&mut Tx<'_>) -> Result<T, E> + Send + 'static,
+        mut closure: impl FnMut(&mut Tx<'_>) -> Result<T, E> + Send + 'static,
     ) -> Result<T, E>
     where
         T: Send + 'static,
         E: From<Error> + Send + 'static,
     {
-        let (job, answer) = Transaction::new(closure);
+        let span = self.span("write");
+        let current = span.as_ref().map(Step::current);
+        let on_behalf = move |tx: &mut Tx<'_>| match &current {
+            None => closure(tx),
+            Some(current) => current.run(|| closure(tx)),
+        };
+        let (job, answer) = Transaction::new(on_behalf);
         self.enqueue(&self.0.writes, "write", job)?;
-        received(answer).await
+        let result = received(answer).await;
+        self.record(span, "write", result.is_ok());
+        result
     }
 
     /// Runs the closure in a transaction that only reads: one snapshot, which has every write that was
@@ -205,9 +214,29 @@ impl Db {
             let closure = closure.take().expect("a read is run once");
             closure(tx)
         };
+        let span = self.span("read");
         let (job, answer) = Transaction::new(run_once);
         self.enqueue(&self.0.reads, "read", job)?;
-        received(answer).await
+        let result = received(answer).await;
+        self.record(span, "read", result.is_ok());
+        result
+    }
+
+    /// The span of a transaction, for whoever's traces are recorded.
+    fn span(&self, operation: &'static str) -> Option<Step> {
+        spans::step(Kind::Client, || format!("{operation} {}", self.0.name))
+    }
+
+    fn record(&self, span: Option<Step>, operation: &'static str, well: bool) {
+        let Some(span) = span else { return };
+        let system = if self.0.shared { "mysql" } else { "sqlite" };
+        let details = [
+            ("db.system.name", Detail::Name(system)),
+            ("db.namespace", Detail::Name(self.0.name)),
+            ("db.operation.name", Detail::Name(operation)),
+            (ERROR_TYPE, Detail::Name("transaction failed")),
+        ];
+        span.end(if well { &details[..3] } else { &details });
     }
 
     fn enqueue(

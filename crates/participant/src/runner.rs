@@ -6,8 +6,10 @@ use std::time::Duration;
 use bus::{Batch, Bus, Delivery, Envelope, EnvelopeId, Subject, Verdict};
 use bytes::Bytes;
 use db::Db;
-
+use saga::Phase;
+use telemetry::Spans;
 use telemetry::metrics::PubsubMetrics;
+use telemetry::spans::{Cause, Detail, Handling, within};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use wire::messages::{self, About, Carried, Pen, Purge, ToParticipant};
@@ -62,6 +64,8 @@ pub struct Parts<P> {
     pub clock: Clock,
     /// Counts what it does.
     pub metrics: PubsubMetrics,
+    /// Records what it does for sampled sagas.
+    pub spans: Spans,
     /// Its bounds.
     pub settings: Settings,
 }
@@ -74,9 +78,11 @@ pub async fn run<P: Participant>(parts: Parts<P>, stop: CancellationToken) {
         rest: RunnerParts {
             db: parts.db,
             bus: parts.bus,
+            commands: parts.commands,
             replies: parts.replies,
             clock: parts.clock,
             metrics: parts.metrics,
+            spans: parts.spans,
             settings: parts.settings,
         },
     };
@@ -111,9 +117,11 @@ struct Runner<P> {
 struct RunnerParts {
     db: Db,
     bus: Bus,
+    commands: Subject,
     replies: Subject,
     clock: Clock,
     metrics: PubsubMetrics,
+    spans: Spans,
     settings: Settings,
 }
 
@@ -124,6 +132,8 @@ struct Sorted<I> {
     questions: Vec<(About, usize)>,
     purge: Option<Purge>,
     verdicts: Vec<Verdict>,
+    /// Those of sampled sagas, by their place in the batch.
+    traced: Handling,
 }
 
 impl<P: Participant> Runner<P> {
@@ -135,7 +145,7 @@ impl<P: Participant> Runner<P> {
         let mut sorted = self.sort(batch.deliveries());
         let commands = Arc::new(std::mem::take(&mut sorted.commands));
         *purge = sorted.purge.or(*purge);
-        let answers = self.answer(&commands, purge).await;
+        let answers = within(sorted.traced.current(), self.answer(&commands, purge)).await;
         let success = answers.is_ok();
         metrics.handled(began.elapsed(), success);
         match answers {
@@ -151,6 +161,7 @@ impl<P: Participant> Runner<P> {
         let returned = sorted.verdicts.len() - acked;
         metrics.received(true, acked as u64);
         metrics.received(false, returned as u64);
+        sorted.traced.end_of(self.rest.commands.0);
         if let Err(forgotten) = batch.settle(sorted.verdicts).await {
             tracing::debug!(%forgotten, "nothing left to acknowledge");
         }
@@ -163,6 +174,7 @@ impl<P: Participant> Runner<P> {
             questions: Vec::with_capacity(deliveries.len()),
             purge: None,
             verdicts: vec![Verdict::Ack; deliveries.len()],
+            traced: self.rest.spans.handle(deliveries.len()),
         };
         for (place, delivery) in deliveries.iter().enumerate() {
             match self.understand(delivery) {
@@ -171,6 +183,10 @@ impl<P: Participant> Runner<P> {
                     let messages::Command { carried: Carried { token, about }, step, phase } = command;
                     match self.participant.read(&about.input()) {
                         Ok(input) => {
+                            let message = Cause::Message(delivery.envelope.id.number());
+                            sorted.traced.add(place, about.trace(), message);
+                            sorted.traced.detail(place, "saga.step", || Detail::Count(step.0.into()));
+                            sorted.traced.detail(place, "saga.phase", || Detail::Name(phase_name(phase)));
                             sorted.commands.push(Command { token, step, phase, input });
                             sorted.questions.push((about, place));
                         }
@@ -279,6 +295,7 @@ impl<P: Participant> Runner<P> {
                         sorted.verdicts[place] = park(delivery, why);
                         continue;
                     }
+                    sorted.traced.calls_for(place, replies.0, reply.id.number());
                     frame.push(reply);
                     sent.push(place);
                 }
@@ -296,9 +313,10 @@ impl<P: Participant> Runner<P> {
         if frame.is_empty() {
             return;
         }
-        let began = Instant::now();
+        let (began, began_spans) = (Instant::now(), sorted.traced.publishing());
         let published = bus.publish(*replies, frame).await;
         metrics.published(began.elapsed(), published.is_ok());
+        sorted.traced.published(replies.0, began_spans, sent.len(), published.is_ok());
         if let Err(refused) = published {
             tracing::warn!(%refused, replies = sent.len(), "replies were refused; the commands come again");
             for place in sent {
@@ -310,6 +328,7 @@ impl<P: Participant> Runner<P> {
     /// The whole transaction failed: nothing was done, so everything comes again.
     fn give_back(&self, sorted: &mut Sorted<P::Input>, error: &db::Error, deliveries: &[Delivery]) {
         tracing::warn!(%error, commands = sorted.questions.len(), "a batch failed; its commands come again");
+        sorted.traced.failed("transaction failed");
         for (_, place) in sorted.questions.drain(..) {
             let delivery = &deliveries[place];
             sorted.verdicts[place] = if error.is_transient() {
@@ -318,6 +337,15 @@ impl<P: Participant> Runner<P> {
                 retry_or_park(&self.rest.settings, delivery, error.to_string())
             };
         }
+    }
+}
+
+/// What a span says of a command.
+fn phase_name(phase: Phase) -> &'static str {
+    match phase {
+        Phase::Action => "action",
+        Phase::Compensation => "compensation",
+        Phase::Cancel => "cancel",
     }
 }
 

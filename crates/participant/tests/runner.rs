@@ -91,6 +91,7 @@ impl Stage {
             replies: REPLIES,
             clock: Clock::from_fn(|| 1_000_000),
             metrics: PubsubMetrics::new(&Registry::new(), "test"),
+            spans: telemetry::Spans::off(),
             settings: SETTINGS,
         };
         tokio::spawn(participant::run(parts, self.stop.clone()))

@@ -6,8 +6,9 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use peers::{CONNECT_TIMEOUT, Choice, Peers};
+use telemetry::spans::{self, Detail, ERROR_TYPE, Kind, Step, TRACEPARENT, within};
 use tonic::transport::{Channel, Endpoint};
-use tonic::{Code, Status};
+use tonic::{Code, Request, Status};
 
 /// How long one replica may take to answer.
 pub const CALL_TIMEOUT: Duration = Duration::from_secs(2);
@@ -32,7 +33,11 @@ pub fn channel(address: SocketAddr) -> Channel {
 ///
 /// # Errors
 /// The last replica's answer, or UNAVAILABLE if none can be reached.
-pub(crate) async fn ask<T, F>(replicas: &Peers<Channel>, question: impl Fn(Channel) -> F) -> Result<T, Status>
+pub(crate) async fn ask<T, F>(
+    replicas: &Peers<Channel>,
+    method: &'static str,
+    question: impl Fn(Channel) -> F,
+) -> Result<T, Status>
 where
     F: Future<Output = Result<T, Status>>,
 {
@@ -43,7 +48,17 @@ where
         let picked = replicas.pick(Choice::LeastBusy, &tried);
         let Some(picked) = picked.or_else(|| replicas.pick_lost(Choice::LeastBusy, &tried)) else { break };
         tried.push(picked.address());
-        let answer = tokio::time::timeout(CALL_TIMEOUT, question(picked.link().clone())).await;
+        let span = spans::step(Kind::Client, || method);
+        let asked = within(span.as_ref().map(Step::current), question(picked.link().clone()));
+        let answer = tokio::time::timeout(CALL_TIMEOUT, asked).await;
+        if let Some(span) = span {
+            let details = [
+                ("rpc.system", Detail::Name("grpc")),
+                ("rpc.method", Detail::Name(method)),
+                (ERROR_TYPE, Detail::Name("no answer")),
+            ];
+            span.end(if matches!(answer, Ok(Ok(_))) { &details[..2] } else { &details });
+        }
         let late = |_| Err(Status::deadline_exceeded(format!("no answer within {CALL_TIMEOUT:?}")));
         match answer.unwrap_or_else(late) {
             Err(status) if is_out(&status) => {
@@ -60,6 +75,17 @@ where
         }
     }
     Err(refused)
+}
+
+/// A message for another service, with the trace that it is part of, if that is recorded.
+pub(crate) fn traced<M>(message: M) -> Request<M> {
+    let mut request = Request::new(message);
+    if let Some(current) = spans::current()
+        && let Ok(value) = current.first().to_string().parse()
+    {
+        request.metadata_mut().insert(TRACEPARENT, value);
+    }
+    request
 }
 
 /// Whether it says that the replica, not the question, is at fault: then another one may have the answer.

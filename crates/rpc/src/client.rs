@@ -6,7 +6,7 @@ use shop::calls::{CheckProducts, GetProducts, ProductDetails, Unavailable};
 use tonic::Status;
 use tonic::transport::Channel;
 
-use crate::ask::ask;
+use crate::ask::{ask, traced};
 use crate::generated::product::product_service_client::ProductServiceClient;
 use crate::generated::product::{
     CartItem, CheckProductsRequest, GetProductsRequest, Product, Status as Existence,
@@ -29,9 +29,9 @@ pub fn check_products(replicas: Peers<Channel>) -> CheckProducts {
             }
             let item = |place: &usize| CartItem { product_id: ids[*place], amount: 1 };
             let question = CheckProductsRequest { cart_items: missing.iter().map(item).collect() };
-            let answer = ask(&replicas, |channel| {
+            let answer = ask(&replicas, "product.ProductService/CheckProducts", |channel| {
                 let question = question.clone();
-                async move { ProductServiceClient::new(channel).check_products(question).await }
+                async move { ProductServiceClient::new(channel).check_products(traced(question)).await }
             });
             let answer = answer.await.map_err(unavailable)?.into_inner().product_statuses;
             let wanted = missing.len();
@@ -56,9 +56,9 @@ pub fn get_products(replicas: Peers<Channel>) -> GetProducts {
         let replicas = replicas.clone();
         async move {
             let question = GetProductsRequest { product_ids };
-            let answer = ask(&replicas, |channel| {
+            let answer = ask(&replicas, "product.ProductService/GetProducts", |channel| {
                 let question = question.clone();
-                async move { ProductServiceClient::new(channel).get_products(question).await }
+                async move { ProductServiceClient::new(channel).get_products(traced(question)).await }
             });
             let details = |product: Product| {
                 let Product { product_id: id, product_name: name, description, brand_name, inventory, price } =

@@ -28,7 +28,9 @@ use http::{Method, StatusCode};
 use http_body_util::{BodyExt, Limited};
 use pin_project_lite::pin_project;
 use serde::{Deserialize, Serialize};
+use telemetry::Spans;
 use telemetry::metrics::{HttpMetrics, InFlight};
+use telemetry::spans::{Detail, ERROR_TYPE, Serving, TRACEPARENT, Within, within};
 use tokio::sync::Semaphore;
 use tower::{Layer, Service};
 use tower_http::cors::{AllowOrigin, Cors, CorsLayer};
@@ -91,27 +93,37 @@ impl Default for BodyLimit {
     }
 }
 
-/// Counts the router's requests by matched route, method and status.
-pub fn measured(router: Router, metrics: HttpMetrics) -> Router {
-    router.layer(MeasureLayer(metrics))
+/// Counts the router's requests by matched route, method and status, and records spans of those that are sampled.
+pub fn measured(router: Router, metrics: HttpMetrics, spans: Spans) -> Router {
+    router.layer(MeasureLayer { metrics: Some(metrics), spans })
+}
+
+/// Records spans of the router's gRPC calls that are sampled. Where none is, it is the router as it was.
+pub fn traced_calls(router: Router, spans: Spans) -> Router {
+    if spans.is_off() { router } else { router.layer(MeasureLayer { metrics: None, spans }) }
 }
 
 /// Not axum's `from_fn`: that costs every request two allocations more.
 #[derive(Clone)]
-struct MeasureLayer(HttpMetrics);
+struct MeasureLayer {
+    /// None for gRPC, which is not counted here.
+    metrics: Option<HttpMetrics>,
+    spans: Spans,
+}
 
 impl<S> Layer<S> for MeasureLayer {
     type Service = Measure<S>;
 
     fn layer(&self, inner: S) -> Measure<S> {
-        Measure { inner, metrics: self.0.clone() }
+        Measure { inner, metrics: self.metrics.clone(), spans: self.spans.clone() }
     }
 }
 
 #[derive(Clone)]
 struct Measure<S> {
     inner: S,
-    metrics: HttpMetrics,
+    metrics: Option<HttpMetrics>,
+    spans: Spans,
 }
 
 impl<S: Service<Request, Response = Response>> Service<Request> for Measure<S> {
@@ -126,16 +138,62 @@ impl<S: Service<Request, Response = Response>> Service<Request> for Measure<S> {
     fn call(&mut self, request: Request) -> Measured<S::Future> {
         let matched = request.extensions().get::<MatchedPath>();
         let route = matched.map_or(telemetry::metrics::OTHER, MatchedPath::as_str);
-        let counted = self.metrics.begin(route, request.method().as_str());
-        Measured { answer: self.inner.call(request), counted: Some(counted) }
+        let method = request.method().as_str();
+        let (counted, serving) = match &self.metrics {
+            Some(metrics) => {
+                let name = || format!("{method} {route}");
+                (Some(metrics.begin(route, method)), serve(&self.spans, request.headers(), name))
+            }
+            None => {
+                let name = || request.uri().path().trim_start_matches('/').to_owned();
+                (None, serve(&self.spans, request.headers(), name))
+            }
+        };
+        let serving = serving.map(|mut serving| {
+            serving.say(match self.metrics {
+                Some(_) => of_request(method, route),
+                None => of_call(request.uri().path()),
+            });
+            Box::new(serving)
+        });
+        let current = serving.as_ref().and_then(|serving| serving.current());
+        Measured { answer: within(current, self.inner.call(request)), counted, serving }
     }
+}
+
+/// The span of a request that is to be recorded.
+fn serve(spans: &Spans, headers: &HeaderMap, name: impl FnOnce() -> String) -> Option<Serving> {
+    if spans.is_off() {
+        return None;
+    }
+    let traceparent = headers.get(TRACEPARENT).map(HeaderValue::as_bytes);
+    spans.serve(traceparent, name).filter(|serving| serving.context().sampled())
+}
+
+/// What a request says about itself.
+pub fn of_request(method: &str, route: &str) -> [(&'static str, Detail); 2] {
+    let text = |text: &str| Detail::Text(text.to_owned());
+    [("http.request.method", text(method)), ("http.route", text(route))]
+}
+
+fn of_call(path: &str) -> [(&'static str, Detail); 2] {
+    let method = path.trim_start_matches('/').to_owned();
+    [("rpc.system", Detail::Name("grpc")), ("rpc.method", Detail::Text(method))]
+}
+
+/// What an answer's status says about its request: the status, and whether the server failed.
+pub fn of_answer(status: StatusCode) -> impl Iterator<Item = (&'static str, Detail)> {
+    let code = ("http.response.status_code", Detail::Count(status.as_u16().into()));
+    let failed = status.is_server_error().then(|| (ERROR_TYPE, Detail::Text(status.as_u16().to_string())));
+    std::iter::once(code).chain(failed)
 }
 
 pin_project! {
     struct Measured<F> {
         #[pin]
-        answer: F,
+        answer: Within<F>,
         counted: Option<InFlight>,
+        serving: Option<Box<Serving>>,
     }
 }
 
@@ -147,6 +205,10 @@ impl<F: Future<Output = Result<Response, E>>, E> Future for Measured<F> {
         let answer = ready!(this.answer.poll(cx));
         if let (Ok(response), Some(counted)) = (&answer, this.counted.take()) {
             counted.finish(response.status().as_u16(), response.body().size_hint().exact());
+        }
+        if let (Ok(response), Some(mut serving)) = (&answer, this.serving.take()) {
+            serving.say(of_answer(response.status()));
+            serving.end();
         }
         Poll::Ready(answer)
     }

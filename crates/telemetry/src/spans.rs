@@ -6,6 +6,13 @@
 //!
 //! What never happens: a request waits for the collector; a queue without a bound (what does not fit is dropped, and
 //! counted); a span of a trace that nobody asked to record.
+//!
+//! [`Serving`] is a request that is answered, [`Current`] on whose behalf the code works that runs now, [`Step`] something
+//! that is done for them, [`Handling`] a batch of messages.
+
+mod current;
+mod handling;
+mod serving;
 
 use std::borrow::Cow;
 use std::sync::Arc;
@@ -18,7 +25,13 @@ use opentelemetry_sdk::Resource;
 use opentelemetry_sdk::trace::{SpanData, SpanEvents, SpanExporter as _, SpanLinks};
 use prometheus_client::metrics::counter::Counter;
 use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 use tonic::transport::{Channel, Endpoint};
+
+pub use current::{Current, Step, Within, current, step, within};
+pub use handling::{Cause, Handling};
+pub use serving::{Serving, TRACEPARENT};
 
 use crate::{Registry, TraceContext};
 
@@ -31,11 +44,20 @@ const LINGER: Duration = Duration::from_millis(500);
 /// How long the collector may take to answer, and a connection to be made.
 const EXPORT_TIMEOUT: Duration = Duration::from_secs(5);
 
+/// How long what is recorded may take to be sent when the process stops.
+pub const FLUSH_TIMEOUT: Duration = Duration::from_millis(500);
+
+/// The attribute that says that something failed, and why (OpenTelemetry, "Recording errors"): its span has the status of an error.
+pub const ERROR_TYPE: &str = "error.type";
+
 /// The way to a collector, shared by the services of a process.
 #[derive(Clone, Debug)]
 pub struct Collector {
     channel: Channel,
+    sampler: Sampler,
     dropped: Counter,
+    stop: CancellationToken,
+    senders: TaskTracker,
 }
 
 /// An endpoint that is none.
@@ -47,12 +69,12 @@ pub struct InvalidEndpoint {
 }
 
 impl Collector {
-    /// A collector at `endpoint` (`http://host:port`). Nothing is connected yet, and whether somebody answers there
-    /// matters to nobody but the collector. Must be called on a tokio runtime.
+    /// A collector at `endpoint` (`http://host:port`), and which of the traces that begin here it gets. Nothing is connected yet,
+    /// and whether somebody answers there matters to nobody but the collector. Must be called on a tokio runtime.
     ///
     /// # Errors
     /// When the endpoint is no URI.
-    pub fn new(endpoint: &str, registry: &Registry) -> Result<Collector, InvalidEndpoint> {
+    pub fn new(endpoint: &str, sampler: Sampler, registry: &Registry) -> Result<Collector, InvalidEndpoint> {
         let parsed = Endpoint::from_shared(endpoint.to_owned());
         let parsed = parsed.map_err(|cause| InvalidEndpoint { endpoint: endpoint.to_owned(), cause })?;
         let channel = parsed.connect_timeout(EXPORT_TIMEOUT).timeout(EXPORT_TIMEOUT).connect_lazy();
@@ -61,7 +83,16 @@ impl Collector {
             let help = "Spans that were not sent: the queue was full, or the collector did not take them";
             registry.register("trace_spans_dropped", help, dropped.clone());
         });
-        Ok(Collector { channel, dropped })
+        let (stop, senders) = (CancellationToken::new(), TaskTracker::new());
+        Ok(Collector { channel, sampler, dropped, stop, senders })
+    }
+
+    /// Takes no more spans, and sends those that wait, for [`FLUSH_TIMEOUT`] at most.
+    pub async fn close(&self) {
+        self.stop.cancel();
+        self.senders.close();
+        // What was not sent by then is lost, as it would be with the process.
+        let _ = tokio::time::timeout(FLUSH_TIMEOUT, self.senders.wait()).await;
     }
 
     /// The spans of one service (the resource attribute `service.name`). What is recorded is sent in the background until the
@@ -76,26 +107,41 @@ impl Collector {
         };
         exporter.set_resource(&Resource::builder_empty().with_service_name(name).build());
         let (queue, waiting) = mpsc::channel(QUEUE_SPANS);
-        tokio::spawn(send(exporter, waiting, self.dropped.clone()));
+        self.senders.spawn(send(exporter, waiting, self.dropped.clone(), self.stop.clone()));
         let scope = InstrumentationScope::builder("sagaline").build();
-        Spans(Some(Arc::new(Sink { queue, dropped: self.dropped.clone(), scope })))
+        let (sampler, dropped) = (self.sampler, self.dropped.clone());
+        Spans(Some(Arc::new(Sink { queue, sampler, dropped, scope })))
     }
 }
 
-/// Sends what is recorded, in batches, until the last handle is gone and everything was tried once.
+/// Sends what is recorded, in batches, until the last handle is gone, or `stop`, and everything was tried once.
 async fn send(
     exporter: opentelemetry_otlp::SpanExporter,
     mut waiting: mpsc::Receiver<SpanData>,
     dropped: Counter,
+    stop: CancellationToken,
 ) {
     let mut batch = Vec::new();
     let mut reachable = true;
-    while waiting.recv_many(&mut batch, BATCH_SPANS).await > 0 {
+    loop {
+        tokio::select! {
+            count = waiting.recv_many(&mut batch, BATCH_SPANS) => if count == 0 {
+                return;
+            },
+            () = stop.cancelled(), if !waiting.is_closed() => {
+                waiting.close();
+                continue;
+            }
+        }
         let full = async {
             while batch.len() < BATCH_SPANS && waiting.recv_many(&mut batch, BATCH_SPANS).await > 0 {}
         };
         // Whether it filled up or not: what there is by now is sent.
-        let _ = tokio::time::timeout(LINGER, full).await;
+        tokio::select! {
+            () = full => {}
+            () = tokio::time::sleep(LINGER) => {}
+            () = stop.cancelled() => {}
+        }
         let count = batch.len() as u64;
         match exporter.export(std::mem::take(&mut batch)).await {
             Ok(()) => reachable = true,
@@ -116,6 +162,7 @@ pub struct Spans(Option<Arc<Sink>>);
 #[derive(Debug)]
 struct Sink {
     queue: mpsc::Sender<SpanData>,
+    sampler: Sampler,
     dropped: Counter,
     scope: InstrumentationScope,
 }
@@ -188,12 +235,17 @@ impl Spans {
         std::str::from_utf8(traceparent).ok()?.parse().ok().filter(TraceContext::sampled)
     }
 
+    /// Whether nothing is ever recorded.
+    pub fn is_off(&self) -> bool {
+        self.0.is_none()
+    }
+
     /// Records a new span below `parent`, and gives its position, for what is below it.
     pub fn below(
         &self,
         parent: &TraceContext,
         kind: Kind,
-        name: &'static str,
+        name: impl Into<Cow<'static, str>>,
         interval: Interval,
         details: &[(&'static str, Detail)],
     ) -> TraceContext {
@@ -209,7 +261,7 @@ impl Spans {
         context: &TraceContext,
         parent: Option<u64>,
         kind: Kind,
-        name: &'static str,
+        name: impl Into<Cow<'static, str>>,
         interval: Interval,
         details: &[(&'static str, Detail)],
     ) {
@@ -237,14 +289,17 @@ impl Spans {
                 Kind::Consumer => SpanKind::Consumer,
                 Kind::Internal => SpanKind::Internal,
             },
-            name: Cow::Borrowed(name),
+            name: name.into(),
             start_time: interval.began,
             end_time: interval.ended,
             attributes: details.iter().map(attribute).collect(),
             dropped_attributes_count: 0,
             events: SpanEvents::default(),
             links: SpanLinks::default(),
-            status: Status::Unset,
+            status: match details.iter().any(|(key, _)| *key == ERROR_TYPE) {
+                true => Status::error(""),
+                false => Status::Unset,
+            },
             instrumentation_scope: sink.scope.clone(),
         };
         if sink.queue.try_send(span).is_err() {

@@ -66,6 +66,12 @@ impl TraceContext {
         TraceContext { span_id: random_span_id(fill), ..*self }
     }
 
+    /// The same position, recorded or not.
+    #[must_use]
+    pub fn with_sampled(self, sampled: bool) -> TraceContext {
+        TraceContext { sampled, ..self }
+    }
+
     /// The trace's id, never zero.
     pub fn trace_id(&self) -> u128 {
         self.trace_id.get()

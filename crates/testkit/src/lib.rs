@@ -2,6 +2,7 @@
 //!
 //! - [`Shop`]: a process of the binary, on free ports of this machine.
 //! - [`Engines`]: the servers that a distributed one stands on; [`Replica`]: one of its processes.
+//! - [`Collector`]: what a process records of its work, by OTLP.
 //! - [`Client`], [`Events`]: what its customers do, over real connections.
 //! - [`traffic`]: customers who buy, follow their streams and remember what they were told.
 //! - [`Ordeal`]: the whole of it, through many deaths on one data directory.
@@ -13,6 +14,7 @@
 
 pub mod checks;
 mod client;
+mod collector;
 mod dice;
 mod engines;
 mod events;
@@ -24,6 +26,7 @@ pub mod traffic;
 mod wait;
 
 pub use client::{Answer, Client, ClientError};
+pub use collector::{Collector, Span, SpanKind};
 pub use dice::Dice;
 pub use engines::Engines;
 pub use events::{Events, SseEvent};

@@ -350,6 +350,7 @@ impl Services {
                 clock: clock.clone(),
                 write: product::CatalogWrite::Open,
                 metrics: metrics(),
+                spans: telemetry::Spans::off(),
                 settings,
             }))
             .unwrap();
@@ -361,6 +362,7 @@ impl Services {
             verifier: verifier(),
             products: GetProducts::new(|_| async { Ok(Vec::new()) }),
             metrics: metrics(),
+            spans: telemetry::Spans::off(),
             settings,
         };
         let payments = payment::Parts {
@@ -371,6 +373,7 @@ impl Services {
             verifier: verifier(),
             limit: PAYMENT_LIMIT,
             metrics: metrics(),
+            spans: telemetry::Spans::off(),
             settings,
         };
         runtime.spawn(stock.run(stop.clone()));

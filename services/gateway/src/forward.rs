@@ -14,11 +14,13 @@ use peers::{Choice, Peers, Picked};
 use serve::ApiError;
 use serve::error::RETRY_AFTER_SECONDS;
 use serve::extract::read_body;
+use telemetry::spans::within;
 
 use crate::answer::Answer;
 use crate::link::{Link, Outgoing};
 use crate::pool::{Failure, Pool};
 use crate::route::{self, Service};
+use crate::traced::{Traced, Try};
 use crate::{Inner, headers};
 
 /// How often a request is tried in all.
@@ -68,15 +70,17 @@ impl Unanswered {
 }
 
 impl Inner {
-    pub(crate) async fn forward(&self, request: Request) -> Response {
+    pub(crate) async fn forward(&self, mut request: Request) -> Response {
         let Some(route) = route::http(request.uri().path()) else {
             return ApiError::not_found("no such path").into_response();
         };
         let counted = self.requests.begin(route.label, request.method().as_str());
-        let response = match self.pass_on(route.service, request).await {
+        let traced = Traced::begin(&self.spans, &mut request, route.label);
+        let response = match within(traced.current(), self.pass_on(route.service, request)).await {
             Ok(response) => response,
             Err(error) => error.into_response(),
         };
+        traced.end(response.status());
         counted.finish(response.status().as_u16(), response.body().size_hint().exact());
         response
     }
@@ -110,9 +114,12 @@ impl Inner {
         let (mut tried, mut busy) = (Vec::new(), None);
         for _ in 0..MAX_TRIES {
             let Some(replica) = pick(peers, choice, &tried) else { break };
-            let Some(outgoing) = next.take().or_else(|| copy.clone()) else { break };
+            let Some(mut outgoing) = next.take().or_else(|| copy.clone()) else { break };
             let address = replica.address();
-            match replica.link().send(outgoing).await {
+            let span = Try::begin(&mut outgoing);
+            let sent = replica.link().send(outgoing).await;
+            span.end(service.name(), sent.as_ref().ok().map(|(head, _)| head.status()));
+            match sent {
                 Ok((head, link)) => {
                     replica.reached();
                     let refused = head.status() == StatusCode::SERVICE_UNAVAILABLE;

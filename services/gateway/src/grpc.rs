@@ -8,10 +8,12 @@ use http::request::Parts;
 use http::uri::{Authority, Scheme};
 use http::{HeaderName, HeaderValue, StatusCode, Uri, Version};
 use serve::extract::read_body;
+use telemetry::spans::within;
 
 use crate::forward::{MAX_TRIES, Unanswered, client, customer, give_up, pick};
 use crate::pool::Failure;
 use crate::route::{self, GrpcRoute};
+use crate::traced::{Traced, Try};
 use crate::{Inner, headers};
 
 const GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
@@ -36,13 +38,15 @@ pub(crate) fn is_call(request: &Request) -> bool {
 }
 
 impl Inner {
-    pub(crate) async fn call(&self, request: Request) -> Response {
+    pub(crate) async fn call(&self, mut request: Request) -> Response {
         let Some(route) = route::grpc(request.uri().path()) else {
             return refusal(Status::Unimplemented, "no such service");
         };
         let counted = self.requests.begin(route.label, request.method().as_str());
-        let response =
-            self.pass_call_on(route, request).await.unwrap_or_else(|(status, why)| refusal(status, why));
+        let traced = Traced::begin(&self.spans, &mut request, route.label);
+        let passed = within(traced.current(), self.pass_call_on(route, request)).await;
+        let response = passed.unwrap_or_else(|(status, why)| refusal(status, why));
+        traced.end(response.status());
         counted.finish(response.status().as_u16(), response.body().size_hint().exact());
         response
     }
@@ -70,9 +74,12 @@ impl Inner {
         let mut unanswered = Unanswered::Unavailable;
         for _ in 0..MAX_TRIES {
             let Some(replica) = pick(peers, choice, &tried) else { break };
-            let Some(request) = next.take().or_else(again) else { break };
+            let Some(mut request) = next.take().or_else(again) else { break };
             tried.push(replica.address());
-            match replica.link().call(request).await {
+            let span = Try::begin(&mut request);
+            let called = replica.link().call(request).await;
+            span.end(route.service.name(), called.as_ref().ok().map(Response::status));
+            match called {
                 Ok(response) => {
                     replica.reached();
                     let (mut head, body) = response.into_parts();

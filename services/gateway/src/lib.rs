@@ -18,6 +18,7 @@ mod headers;
 mod link;
 mod pool;
 mod route;
+mod traced;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -27,8 +28,8 @@ use axum::response::Response;
 use futures_util::future::join_all;
 use peers::{Addresses, Peers};
 use serve::edge::{self, EdgeConfig, InvalidOrigin, Protected};
-use telemetry::Registry;
 use telemetry::metrics::{HttpMetrics, OutcomeCounter};
+use telemetry::{Registry, Spans};
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 
@@ -62,6 +63,8 @@ pub struct Parts {
     pub head_timeout: Duration,
     /// Counts requests, and what became of them.
     pub registry: Registry,
+    /// Records what becomes of sampled requests.
+    pub spans: Spans,
     /// Ends the event streams, so that their clients resume elsewhere.
     pub stop_streams: CancellationToken,
 }
@@ -76,6 +79,7 @@ struct Inner {
     peers: [Peers<Pool>; Service::ALL.len()],
     stop_streams: CancellationToken,
     requests: HttpMetrics,
+    spans: Spans,
     outcomes: Outcomes,
 }
 
@@ -96,7 +100,7 @@ impl std::fmt::Debug for Outcomes {
 
 /// Prepares a gateway. It finds its replicas once [`Gateway::run`] runs.
 pub fn start(parts: Parts) -> Gateway {
-    let Parts { upstreams, head_timeout, registry, stop_streams } = parts;
+    let Parts { upstreams, head_timeout, registry, spans, stop_streams } = parts;
     let Upstreams { account, product, order, payment, purchase } = upstreams;
     let peers = |service: Service, addresses| {
         Peers::new(service.name(), addresses, move |address| Pool::new(address, head_timeout))
@@ -111,6 +115,7 @@ pub fn start(parts: Parts) -> Gateway {
         ],
         stop_streams,
         requests: HttpMetrics::new(&registry, "gateway"),
+        spans,
         outcomes: Outcomes(OutcomeCounter::new(&registry, "gateway_upstream", "Tries that did not go well")),
     }))
 }

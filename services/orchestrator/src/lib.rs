@@ -19,8 +19,11 @@ mod plan;
 use std::time::{Duration, Instant};
 
 use bus::{Batch, Bus, Delivery, Envelope, Subject, Verdict};
-use futures_util::future::join_all;
+use futures_util::StreamExt;
+use futures_util::stream::FuturesUnordered;
+use telemetry::Spans;
 use telemetry::metrics::PubsubMetrics;
+use telemetry::spans::{Cause, Handling};
 use tokio_util::sync::CancellationToken;
 use wire::messages::Pen;
 
@@ -61,6 +64,8 @@ pub struct Parts {
     pub subject: Subject,
     /// Counts what it does.
     pub metrics: PubsubMetrics,
+    /// Records what it does for sampled sagas.
+    pub spans: Spans,
     /// Its bounds.
     pub settings: Settings,
 }
@@ -90,6 +95,14 @@ struct Frame {
     causes: Vec<usize>,
 }
 
+/// What became of a frame.
+struct Published {
+    subject: Subject,
+    messages: usize,
+    /// If it was refused: what that means for the messages that called for it, by their places in the batch.
+    refused: Option<Vec<(usize, Verdict)>>,
+}
+
 impl Parts {
     async fn work_off(&self, batch: Batch) {
         failpoint::hit("orchestrator.received");
@@ -97,11 +110,19 @@ impl Parts {
         let deliveries = batch.deliveries();
         self.metrics.batch(deliveries.len());
         let mut verdicts = vec![Verdict::Ack; deliveries.len()];
-        let frames = self.plan(deliveries, &mut verdicts);
-        let published = join_all(frames.into_iter().map(|frame| self.publish(frame, deliveries))).await;
-        for (place, verdict) in published.into_iter().flatten() {
-            verdicts[place] = verdict;
+        let mut traced = self.spans.handle(deliveries.len());
+        let frames = self.plan(deliveries, &mut verdicts, &mut traced);
+        let publishing = traced.publishing();
+        let mut published: FuturesUnordered<_> =
+            frames.into_iter().map(|frame| self.publish(frame, deliveries)).collect();
+        while let Some(Published { subject, messages, refused }) = published.next().await {
+            traced.published(subject.0, publishing, messages, refused.is_none());
+            for (place, verdict) in refused.into_iter().flatten() {
+                verdicts[place] = verdict;
+            }
         }
+        drop(published);
+        traced.end_of(self.subject.0);
         failpoint::hit("orchestrator.published");
         let returned = verdicts.iter().filter(|verdict| matches!(verdict, Verdict::Retry { .. })).count();
         self.metrics.received(true, (verdicts.len() - returned) as u64);
@@ -113,12 +134,14 @@ impl Parts {
     }
 
     /// What a batch calls for, one frame a subject. What cannot be decided is parked alone.
-    fn plan(&self, deliveries: &[Delivery], verdicts: &mut [Verdict]) -> Vec<Frame> {
+    fn plan(&self, deliveries: &[Delivery], verdicts: &mut [Verdict], traced: &mut Handling) -> Vec<Frame> {
         let mut frames: Vec<Frame> = Vec::new();
         let mut pen = Pen::for_messages(2 * deliveries.len());
         for (place, delivery) in deliveries.iter().enumerate() {
             match self.book.plan(delivery.envelope.body.clone(), &mut pen) {
                 Ok(messages) => {
+                    let message = Cause::Message(delivery.envelope.id.number());
+                    traced.add(place, messages.about.trace(), message);
                     for Outgoing { subject, envelope, may_be_lost } in messages {
                         let frame = match frames.iter_mut().find(|frame| frame.subject == subject) {
                             Some(frame) => frame,
@@ -130,6 +153,7 @@ impl Parts {
                                 frames.last_mut().expect("a frame was pushed")
                             }
                         };
+                        traced.calls_for(place, subject.0, envelope.id.number());
                         frame.envelopes.push(envelope);
                         frame.causes.extend((!may_be_lost).then_some(place));
                     }
@@ -143,13 +167,12 @@ impl Parts {
         frames
     }
 
-    /// What a refusal means for the messages that called for it, by their places in the batch.
-    async fn publish(&self, frame: Frame, deliveries: &[Delivery]) -> Vec<(usize, Verdict)> {
+    async fn publish(&self, frame: Frame, deliveries: &[Delivery]) -> Published {
         let Frame { subject, envelopes, causes } = frame;
-        let began = Instant::now();
+        let (began, messages) = (Instant::now(), envelopes.len());
         let published = self.bus.publish(subject, envelopes).await;
         self.metrics.published(began.elapsed(), published.is_ok());
-        let Err(refused) = published else { return Vec::new() };
+        let Err(refused) = published else { return Published { subject, messages, refused: None } };
         let drop_after = self.settings.drop_after_deliveries;
         let (causes, dropped): (Vec<_>, Vec<_>) =
             causes.into_iter().partition(|place| deliveries[*place].count < drop_after);
@@ -157,10 +180,11 @@ impl Parts {
             %refused, messages = causes.len(), dropped = dropped.len(),
             "a frame was refused; its causes come again, or their sagas are started again"
         );
-        causes
+        let again = causes
             .into_iter()
             .map(|place| (place, Verdict::Retry { after: self.delay(deliveries[place].count) }))
-            .collect()
+            .collect();
+        Published { subject, messages, refused: Some(again) }
     }
 
     fn delay(&self, count: u32) -> Duration {

@@ -48,6 +48,8 @@ pub struct Messages {
     pub report: Option<Outgoing>,
     /// To the participant that is asked next.
     pub command: Option<Outgoing>,
+    /// What their saga is about.
+    pub about: About,
 }
 
 impl IntoIterator for Messages {
@@ -114,7 +116,7 @@ impl Book {
                         .map_err(|illegal| Refused::Illegal { saga, illegal })?
                 }
             };
-            Ok(messages(effects, &about, commands, progress, pen))
+            Ok(messages(effects, about, commands, progress, pen))
         };
         self.0.push(Known { name, version, drive: Box::new(drive) });
         self
@@ -144,7 +146,7 @@ impl Book {
 /// Effects as messages. Each carries the saga as it now stands; its id is a function of what it says.
 fn messages<S: Copy>(
     effects: Effects<S>,
-    about: &About,
+    about: About,
     commands: fn(S) -> Subject,
     progress: Subject,
     pen: &mut Pen,
@@ -153,15 +155,15 @@ fn messages<S: Copy>(
     let saga = token.saga;
     let place = u64::from(u8::try_from(token.path.len()).unwrap_or(u8::MAX)) | (token.mode as u64) << 8;
     let report = tell.map(|standing| {
-        let body = pen.progress(&token, about);
+        let body = pen.progress(&token, &about);
         let envelope = Envelope { id: EnvelopeId::of(saga, 2 << 40 | place), body };
         Outgoing { subject: progress, envelope, may_be_lost: standing == Standing::Open }
     });
     let command = ask.map(|ask| {
         let tag = 3 << 40 | u64::from(ask.index.0) << 32 | (ask.phase as u64) << 16 | place;
-        let body = pen.command(&token, about, ask.index, ask.phase);
+        let body = pen.command(&token, &about, ask.index, ask.phase);
         let envelope = Envelope { id: EnvelopeId::of(saga, tag), body };
         Outgoing { subject: commands(ask.step), envelope, may_be_lost: false }
     });
-    Messages { report, command }
+    Messages { report, command, about }
 }

@@ -17,6 +17,7 @@ use participant::barrier;
 use serve::auth::Verifier;
 use shop::calls::GetProducts;
 use shop::purchase::{ORCHESTRATOR, ORDER_COMMANDS};
+use telemetry::Spans;
 use telemetry::metrics::PubsubMetrics;
 use tokio_util::sync::CancellationToken;
 use wire::time::Clock;
@@ -51,6 +52,8 @@ pub struct Parts {
     pub products: GetProducts,
     /// Counts what its participant does.
     pub metrics: PubsubMetrics,
+    /// Records what its participant does for sampled sagas.
+    pub spans: Spans,
     /// The bounds of its participant.
     pub settings: participant::Settings,
 }
@@ -67,7 +70,7 @@ pub fn router(parts: &Parts) -> Router {
 
 /// Takes part in purchase sagas until `stop`.
 pub async fn run(parts: Parts, stop: CancellationToken) {
-    let Parts { db, bus, clock, metrics, settings, .. } = parts;
+    let Parts { db, bus, clock, metrics, spans, settings, .. } = parts;
     let participant = participant::Parts {
         participant: orders::Orders,
         db,
@@ -76,6 +79,7 @@ pub async fn run(parts: Parts, stop: CancellationToken) {
         replies: ORCHESTRATOR,
         clock,
         metrics,
+        spans,
         settings,
     };
     participant::run(participant, stop).await;

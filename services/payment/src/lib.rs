@@ -17,6 +17,7 @@ use db::Db;
 use participant::barrier;
 use serve::auth::Verifier;
 use shop::purchase::{ORCHESTRATOR, PAYMENT_COMMANDS};
+use telemetry::Spans;
 use telemetry::metrics::PubsubMetrics;
 use tokio_util::sync::CancellationToken;
 use wire::time::Clock;
@@ -50,6 +51,8 @@ pub struct Parts {
     pub limit: i64,
     /// Counts what its participant does.
     pub metrics: PubsubMetrics,
+    /// Records what its participant does for sampled sagas.
+    pub spans: Spans,
     /// The bounds of its participant.
     pub settings: participant::Settings,
 }
@@ -65,7 +68,7 @@ pub fn router(parts: &Parts) -> Router {
 
 /// Takes part in purchase sagas until `stop`.
 pub async fn run(parts: Parts, stop: CancellationToken) {
-    let Parts { db, bus, clock, limit, metrics, settings, .. } = parts;
+    let Parts { db, bus, clock, limit, metrics, spans, settings, .. } = parts;
     let participant = participant::Parts {
         participant: payments::Payments { limit },
         db,
@@ -74,6 +77,7 @@ pub async fn run(parts: Parts, stop: CancellationToken) {
         replies: ORCHESTRATOR,
         clock,
         metrics,
+        spans,
         settings,
     };
     participant::run(participant, stop).await;

@@ -22,6 +22,7 @@ use db::ids::{Ids, IdsError};
 use participant::barrier;
 use shop::calls::{CheckProducts, GetProducts, ProductDetails, Unavailable};
 use shop::purchase::{INVENTORY_COMMANDS, ORCHESTRATOR};
+use telemetry::Spans;
 use telemetry::metrics::PubsubMetrics;
 use tokio_util::sync::CancellationToken;
 use wire::time::Clock;
@@ -84,6 +85,8 @@ pub struct Parts {
     pub write: CatalogWrite,
     /// Counts what its participant does.
     pub metrics: PubsubMetrics,
+    /// Records what its participant does for sampled sagas.
+    pub spans: Spans,
     /// The bounds of its participant.
     pub settings: participant::Settings,
 }
@@ -105,7 +108,7 @@ pub struct ProductService {
 /// # Errors
 /// When no worker id for its ids can be had.
 pub async fn start(parts: Parts) -> Result<ProductService, IdsError> {
-    let Parts { db, cache, redis, bus, clock, write, metrics, settings } = parts;
+    let Parts { db, cache, redis, bus, clock, write, metrics, spans, settings } = parts;
     let ids = Ids::lease(db.clone(), clock.clone()).await?;
     let shared = match db.is_shared() {
         true => Some(Shared::start(&db, redis, clock.clone()).await?),
@@ -121,6 +124,7 @@ pub async fn start(parts: Parts) -> Result<ProductService, IdsError> {
         replies: ORCHESTRATOR,
         clock,
         metrics,
+        spans,
         settings,
     };
     Ok(ProductService { service: Service { catalogue, write }, stock })

@@ -18,6 +18,8 @@ use db::Db;
 use db::ids::Ids;
 use saga::Mode;
 use shop::purchase::{ORCHESTRATOR, PURCHASE_SAGA, PURCHASE_SAGA_VERSION, Purchase};
+use telemetry::Spans;
+use telemetry::spans::{Cause, Detail, Handling, Kind, within};
 use tokio::sync::{mpsc, oneshot};
 use wire::messages::{About, Pen};
 use wire::time::{Clock, UnixMillis};
@@ -115,6 +117,7 @@ pub(crate) struct Parts {
     pub(crate) clock: Clock,
     pub(crate) live: Live,
     pub(crate) metrics: SagaMetrics,
+    pub(crate) spans: Spans,
     pub(crate) settings: Settings,
 }
 
@@ -153,13 +156,15 @@ impl Parts {
         let count = batch.len();
         let (mut requests, mut places) = (Vec::with_capacity(count), Vec::with_capacity(count));
         let mut answers = Vec::with_capacity(count);
+        let mut traced = self.spans.handle(count);
         for (Request { purchase, key, trace, place }, answer) in batch.drain(..) {
+            traced.add(requests.len(), trace.as_bytes(), Cause::Span);
             requests.push((purchase, key, trace));
             places.push(place);
             answers.push(answer);
         }
         self.metrics.accept_batch(requests.len());
-        match self.commit(requests).await {
+        match within(traced.current(), self.commit(requests)).await {
             Ok(Committed { accepted, is_new, rows, after }) => {
                 failpoint::hit("purchase.accept.committed");
                 // A repeated request was admitted on top of the purchase that it repeats.
@@ -171,16 +176,22 @@ impl Parts {
                 }
                 let new: Vec<&NewPurchase> = new(&rows, &is_new).collect();
                 self.metrics.started(new.len());
-                self.begin(after, &new).await;
+                for (place, new) in rows.iter().enumerate().filter(|(place, _)| is_new[*place]) {
+                    traced.detail(place, "saga.id", || Detail::Count(new.id));
+                    traced.calls_for(place, ORCHESTRATOR.0, start_id(new.id, Mode::Execute).number());
+                }
+                within(traced.current(), self.begin(after, &new, &mut traced)).await;
             }
             Err(error) => {
                 drop(places);
+                traced.failed("not accepted");
                 tracing::warn!(%error, requests = answers.len(), "purchases were not accepted");
                 for answer in answers {
                     let _ = answer.send(Err(error.clone()));
                 }
             }
         }
+        traced.end(Kind::Internal, "accept", &[]);
     }
 
     /// Accepts a batch in one transaction.
@@ -232,7 +243,7 @@ impl Parts {
     }
 
     /// Starts the sagas of new purchases. If the bus does not take them now, the reconciler starts them later.
-    async fn begin(&self, after: u64, new: &[&NewPurchase]) {
+    async fn begin(&self, after: u64, new: &[&NewPurchase], traced: &mut Handling) {
         if new.is_empty() {
             return;
         }
@@ -249,7 +260,10 @@ impl Parts {
             .iter()
             .map(|new| start_message(new.id, Mode::Execute, new.created_at, &new.input, &new.trace, &mut pen))
             .collect();
-        match self.bus.publish(ORCHESTRATOR, frame).await {
+        let began = traced.publishing();
+        let published = self.bus.publish(ORCHESTRATOR, frame).await;
+        traced.published(ORCHESTRATOR.0, began, new.len(), published.is_ok());
+        match published {
             Ok(()) => {
                 for new in new {
                     tracing::debug!(purchase = new.id, trace = new.trace, "a purchase was accepted");
@@ -306,7 +320,11 @@ pub(crate) fn start_message(
 ) -> Envelope {
     let token = saga::Token { saga: id, mode, path: saga::Path::new() };
     let about = About::new(PURCHASE_SAGA, PURCHASE_SAGA_VERSION, started_at, input, trace.as_bytes());
-    Envelope { id: EnvelopeId::of(id, mode as u64), body: pen.start(&token, &about) }
+    Envelope { id: start_id(id, mode), body: pen.start(&token, &about) }
+}
+
+fn start_id(id: u64, mode: Mode) -> EnvelopeId {
+    EnvelopeId::of(id, mode as u64)
 }
 
 pub(crate) fn millis(duration: Duration) -> u64 {

@@ -8,6 +8,7 @@ use std::collections::VecDeque;
 use bytes::Bytes;
 use cache::Redis;
 use cache::redis::{Begin, Follower};
+use telemetry::spans::{self, Current, within};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
@@ -45,7 +46,10 @@ pub enum Feed {
 
 /// Where what this replica has to tell is put.
 #[derive(Clone)]
-pub(crate) struct Outgoing(Option<(mpsc::Sender<Bytes>, FeedMetrics)>);
+pub(crate) struct Outgoing(Option<(mpsc::Sender<Waiting>, FeedMetrics)>);
+
+/// A section that waits to be sent, and for which recorded purchases it was told.
+type Waiting = (Bytes, Option<Current>);
 
 impl std::fmt::Debug for Outgoing {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -62,7 +66,7 @@ impl Outgoing {
     /// Tells the other replicas, unless more waits than may.
     pub(crate) fn tell(&self, section: impl FnOnce() -> Bytes) {
         let Some((queue, metrics)) = &self.0 else { return };
-        if queue.try_send(section()).is_err() {
+        if queue.try_send((section(), spans::current())).is_err() {
             metrics.dropped();
         }
     }
@@ -78,7 +82,7 @@ pub(crate) struct Ends {
 
 /// What sends.
 pub(crate) struct Sending {
-    queue: mpsc::Receiver<Bytes>,
+    queue: mpsc::Receiver<Waiting>,
     to: Sink,
     own: ReplicaId,
     metrics: FeedMetrics,
@@ -124,16 +128,17 @@ impl Feed {
 
 impl Sending {
     pub(crate) async fn run(mut self) {
-        let mut sections = Vec::with_capacity(MESSAGE_SECTIONS);
-        while self.queue.recv_many(&mut sections, MESSAGE_SECTIONS).await > 0 {
+        let mut waiting: Vec<Waiting> = Vec::with_capacity(MESSAGE_SECTIONS);
+        while self.queue.recv_many(&mut waiting, MESSAGE_SECTIONS).await > 0 {
+            let traced = Current::join(waiting.iter_mut().filter_map(|(_, of)| of.take()));
+            let sections: Vec<Bytes> = waiting.drain(..).map(|(section, _)| section).collect();
             for message in messages(self.own, &sections) {
-                if self.to.send(message).await {
+                if within(traced.clone(), self.to.send(message)).await {
                     self.metrics.sent();
                 } else {
                     self.metrics.dropped();
                 }
             }
-            sections.clear();
         }
     }
 }

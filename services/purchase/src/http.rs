@@ -22,6 +22,7 @@ use serve::random::Random;
 use shop::calls::CheckProducts;
 use shop::purchase::{Purchase, PurchaseStep};
 use telemetry::TraceContext;
+use telemetry::spans::{self, TRACEPARENT};
 use tokio_util::sync::CancellationToken;
 use wire::messages::decode_path;
 use wire::time::Clock;
@@ -36,7 +37,7 @@ use crate::store::{self, Key, Shown};
 use crate::stream;
 
 static IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
-static TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
+static TRACE: HeaderName = HeaderName::from_static(TRACEPARENT);
 
 /// The longest Idempotency-Key, in characters.
 const MAX_KEY_CHARS: usize = 255;
@@ -133,7 +134,7 @@ impl<S: Sync> FromRequestParts<S> for Wishes {
 
     async fn from_request_parts(parts: &mut request::Parts, _: &S) -> Result<Wishes, Infallible> {
         let header = |name| parts.headers.get(name).cloned();
-        Ok(Wishes { key: header(&IDEMPOTENCY_KEY), trace: header(&TRACEPARENT) })
+        Ok(Wishes { key: header(&IDEMPOTENCY_KEY), trace: header(&TRACE) })
     }
 }
 
@@ -212,8 +213,11 @@ fn idempotency_key(given: Option<&HeaderValue>, cart: &Cart) -> Result<Option<Ke
     Ok(Some(Key { key: key.to_owned(), request_hash }))
 }
 
-/// The caller's trace, or a new one.
+/// The trace of the request; where that is not recorded, the caller's, or a new one that nobody records.
 fn trace(given: Option<&HeaderValue>, random: &Random) -> TraceContext {
+    if let Some(request) = spans::current() {
+        return request.first();
+    }
     // A call of the generator costs the same for few bytes and for many.
     let (bytes, mut used) = (random.bytes::<TRACE_BYTES>(), 0);
     let fill = |wanted: &mut [u8]| {
@@ -223,7 +227,7 @@ fn trace(given: Option<&HeaderValue>, random: &Random) -> TraceContext {
     let given = given.and_then(|value| value.to_str().ok()?.parse().ok());
     match given {
         Some(caller) => TraceContext::child(&caller, fill),
-        None => TraceContext::generate(fill, true),
+        None => TraceContext::generate(fill, false),
     }
 }
 

@@ -41,8 +41,8 @@ use serve::auth::Verifier;
 use serve::random::Random;
 use shop::calls::CheckProducts;
 use shop::purchase::purchase_saga;
-use telemetry::Registry;
 use telemetry::metrics::PubsubMetrics;
+use telemetry::{Registry, Spans};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use wire::time::Clock;
@@ -154,6 +154,8 @@ pub struct Parts {
     pub registry: Registry,
     /// Counts the service's messages.
     pub metrics: PubsubMetrics,
+    /// Records what the service does for sampled purchases.
+    pub spans: Spans,
     /// Ends the event streams, so that a server that drains does not wait for them.
     pub stop_streams: CancellationToken,
     /// Ends the tasks that drive sagas.
@@ -189,7 +191,7 @@ pub struct PurchaseService {
 /// See [`StartError`].
 pub async fn start(parts: Parts) -> Result<(PurchaseService, Vec<Task>), StartError> {
     let Parts { config, db, bus, feed, clock, random, verifier, products, .. } = parts;
-    let Parts { registry, metrics, stop_streams, stop, .. } = parts;
+    let Parts { registry, metrics, spans, stop_streams, stop, .. } = parts;
     let ids = Ids::lease(db.clone(), clock.clone()).await?;
     let definition = Arc::new(purchase_saga());
     let admission = admission::Admission::new(config.max_in_flight, config.max_open_per_customer);
@@ -239,6 +241,7 @@ pub async fn start(parts: Parts) -> Result<(PurchaseService, Vec<Task>), StartEr
         live: live.clone(),
         admission: admission.clone(),
         metrics: sagas.clone(),
+        spans: spans.clone(),
         settings: reconcile::Settings {
             retry_first: config.retry_first,
             retry_max: config.retry_max,
@@ -259,6 +262,7 @@ pub async fn start(parts: Parts) -> Result<(PurchaseService, Vec<Task>), StartEr
         clock: clock.clone(),
         live: live.clone(),
         metrics: sagas.clone(),
+        spans: spans.clone(),
         settings: accept::Settings {
             batch_requests: config.accept_batch_requests,
             queue_requests: config.accept_queue_requests,
@@ -275,6 +279,7 @@ pub async fn start(parts: Parts) -> Result<(PurchaseService, Vec<Task>), StartEr
         live: live.clone(),
         metrics: sagas,
         pubsub: metrics,
+        spans,
         batch_messages: config.result_batch_messages,
     };
     tasks.push(("purchase results", Box::pin(results::run(results, stop))));

@@ -19,6 +19,8 @@ use bus::{Bus, Envelope, EnvelopeId, Subject};
 use db::Db;
 use saga::Mode;
 use shop::purchase::{INVENTORY_COMMANDS, ORCHESTRATOR, ORDER_COMMANDS, PAYMENT_COMMANDS, PurchaseStep};
+use telemetry::Spans;
+use telemetry::spans::{Cause, Kind};
 use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
 use wire::messages::{self, Pen, encode_path};
@@ -71,6 +73,7 @@ pub(crate) struct Reconciler {
     pub(crate) live: Live,
     pub(crate) admission: Admission,
     pub(crate) metrics: SagaMetrics,
+    pub(crate) spans: Spans,
     pub(crate) settings: Settings,
 }
 
@@ -270,14 +273,21 @@ impl Reconciler {
         let mut frame = Vec::with_capacity(judged.len());
         let mut pen = Pen::for_messages(judged.len());
         let mut untried = Vec::with_capacity(judged.len());
+        let mut traced = self.spans.handle(judged.len());
         for (due, next) in judged {
             let Next::Start { mode, tries, .. } = next else { continue };
             untried.push((due.id, tries));
             tracing::debug!(purchase = due.id, trace = due.trace, ?mode, tries = due.tries, "replaying");
-            frame.push(start_message(due.id, mode, due.created_at, &due.input, &due.trace, &mut pen));
+            let start = start_message(due.id, mode, due.created_at, &due.input, &due.trace, &mut pen);
+            traced.add(frame.len(), due.trace.as_bytes(), Cause::Span);
+            traced.calls_for(frame.len(), ORCHESTRATOR.0, start.id.number());
+            frame.push(start);
         }
-        let count = frame.len();
-        if let Err(refused) = self.bus.publish(ORCHESTRATOR, frame).await {
+        let (count, began) = (frame.len(), traced.publishing());
+        let published = self.bus.publish(ORCHESTRATOR, frame).await;
+        traced.published(ORCHESTRATOR.0, began, count, published.is_ok());
+        traced.end(Kind::Internal, "reconcile", &[]);
+        if let Err(refused) = published {
             tracing::warn!(%refused, sagas = count, "replays were refused; they come again");
             let (now, settings) = (self.clock.now(), self.settings);
             let put_back = move |tx: &mut db::Tx<'_>| {
@@ -418,7 +428,16 @@ mod tests {
         let registry = telemetry::Registry::new();
         let metrics = SagaMetrics::new(&registry, &telemetry::PubsubMetrics::new(&registry, "test"));
         let clock = Clock::from_fn(move || now.load(Ordering::SeqCst));
-        Reconciler { db: db.clone(), bus, clock, live, admission, metrics, settings: SETTINGS }
+        Reconciler {
+            db: db.clone(),
+            bus,
+            clock,
+            live,
+            admission,
+            metrics,
+            spans: Spans::off(),
+            settings: SETTINGS,
+        }
     }
 
     async fn a_start_that_the_bus_refuses_was_no_try(at: &TestDb) {

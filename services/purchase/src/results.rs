@@ -16,10 +16,12 @@ use db::Db;
 use foldhash::{HashMap, HashMapExt};
 use saga::{Definition, End, Path, Position};
 use shop::purchase::{PURCHASE_PROGRESS, PurchaseStep};
+use telemetry::Spans;
 use telemetry::metrics::PubsubMetrics;
+use telemetry::spans::{Cause, Handling, within};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
-use wire::messages::{Progress, encode_path};
+use wire::messages::{About, Progress, encode_path};
 use wire::time::UnixMillis;
 
 use crate::live::Live;
@@ -43,6 +45,7 @@ pub(crate) struct Parts {
     pub(crate) live: Live,
     pub(crate) metrics: SagaMetrics,
     pub(crate) pubsub: PubsubMetrics,
+    pub(crate) spans: Spans,
     pub(crate) batch_messages: usize,
 }
 
@@ -102,12 +105,17 @@ impl Parts {
         failpoint::hit("purchase.result.received");
         let began = Instant::now();
         self.pubsub.batch(batch.deliveries().len());
-        let Sorted { open, ended, mut verdicts } = self.sort(batch.deliveries());
-        // An error means that the service is stopping: then nobody watches.
-        let _ = self.live.progressed(open).await;
-        if !ended.is_empty() {
-            self.end(ended, batch.deliveries(), &mut verdicts).await;
-        }
+        let mut traced = self.spans.handle(batch.deliveries().len());
+        let Sorted { open, ended, mut verdicts } = self.sort(batch.deliveries(), &mut traced);
+        let work = async {
+            // An error means that the service is stopping: then nobody watches.
+            let _ = self.live.progressed(open).await;
+            if !ended.is_empty() {
+                self.end(ended, batch.deliveries(), &mut verdicts).await;
+            }
+        };
+        within(traced.current(), work).await;
+        traced.end_of(PURCHASE_PROGRESS.0);
         failpoint::hit("purchase.result.announced");
         let returned = verdicts.iter().filter(|verdict| matches!(verdict, Verdict::Retry { .. })).count();
         self.pubsub.received(true, (verdicts.len() - returned) as u64);
@@ -118,11 +126,13 @@ impl Parts {
         }
     }
 
-    fn sort(&self, deliveries: &[Delivery]) -> Sorted {
+    fn sort(&self, deliveries: &[Delivery], traced: &mut Handling) -> Sorted {
         let mut sorted = Sorted { verdicts: vec![Verdict::Ack; deliveries.len()], ..Sorted::default() };
         let mut seen: HashMap<u64, usize> = HashMap::new();
         for (place, delivery) in deliveries.iter().enumerate() {
-            match self.understand(delivery) {
+            match self.understand(delivery, |about| {
+                traced.add(place, about.trace(), Cause::Message(delivery.envelope.id.number()));
+            }) {
                 Err(reason) => {
                     tracing::error!(id = %delivery.envelope.id, reason, "a report was parked");
                     sorted.verdicts[place] = Verdict::Park { reason };
@@ -143,9 +153,15 @@ impl Parts {
         sorted
     }
 
-    fn understand(&self, delivery: &Delivery) -> Result<(u64, Position, Path), String> {
+    /// `of` is shown what the report's saga is about.
+    fn understand(
+        &self,
+        delivery: &Delivery,
+        of: impl FnOnce(&About),
+    ) -> Result<(u64, Position, Path), String> {
         let Progress { carried } =
             Progress::decode(delivery.envelope.body.clone()).map_err(|error| error.to_string())?;
+        of(&carried.about);
         let (name, version) = (carried.about.definition(), carried.about.version());
         if (name, version) != (self.definition.name(), self.definition.version()) {
             return Err(format!("no definition {name:?} version {version} is known here"));

@@ -4,12 +4,14 @@
 //! others serve. The first command of a lane that gets no answer closes it: whoever comes then is told so at once and does
 //! not wait. A task probes closed lanes and opens those that answer.
 
+use std::borrow::Cow;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
 use futures_util::future::join_all;
 use redis::{Cmd, Pipeline, RedisError, RedisResult, Value};
+use telemetry::spans::{self, Detail, ERROR_TYPE, Kind, Step};
 use tokio::sync::{Notify, Semaphore, watch};
 use tokio_util::sync::CancellationToken;
 
@@ -17,6 +19,19 @@ use super::Unanswered;
 use super::connection::{Connection, Node, ask, ask_all, says_nothing_about_the_command};
 use super::key::{BUCKETS, Key};
 use super::settings::Settings;
+
+/// What the span of several commands is called where none of them can be told.
+const PIPELINE: &str = "PIPELINE";
+
+/// A command's first word: what its span is called.
+fn name_of(command: &Cmd) -> Cow<'static, str> {
+    let word = command.args_iter().next();
+    let word = word.and_then(|word| match word {
+        redis::Arg::Simple(word) => std::str::from_utf8(word).ok().map(str::to_owned),
+        _ => None,
+    });
+    word.map_or(Cow::Borrowed(PIPELINE), Cow::Owned)
+}
 
 /// What all handles and the background task share.
 pub(super) struct Link {
@@ -96,8 +111,10 @@ impl Link {
         let node = current.connection.to(bucket).filter(|_| open).ok_or(Unanswered::Down)?;
         let Node { mut connection, run_id } = node;
         let command = command(&run_id);
-        let asked = self.bounded(1, ask(&mut connection, &command)).await?;
-        asked.map_err(|error| self.failed(&current, bucket, error))
+        let span = spans::step(Kind::Client, || name_of(&command));
+        let asked = self.bounded(1, ask(&mut connection, &command)).await;
+        self.record(span, 1, matches!(asked, Ok(Ok(_))));
+        asked?.map_err(|error| self.failed(&current, bucket, error))
     }
 
     /// Sends one command for each of these buckets, which may be named more than once: as many round trips as nodes, all at once.
@@ -131,7 +148,10 @@ impl Link {
                 pipeline.add_command(command(*place, &run_id));
             }
             trips.push(async move {
+                let name = || pipeline.cmd_iter().next().map_or(Cow::Borrowed(PIPELINE), name_of);
+                let span = spans::step(Kind::Client, name);
                 let asked = self.bounded(places.len(), ask_all(&mut connection, &pipeline)).await;
+                self.record(span, places.len(), matches!(asked, Ok(Ok(_))));
                 (places, asked)
             });
         }
@@ -169,6 +189,17 @@ impl Link {
         let _permits = self.in_flight.try_acquire_many(permits).map_err(|_| Unanswered::Busy { bound })?;
         let timed = tokio::time::timeout(self.settings.command_timeout, answer).await;
         Ok(timed.unwrap_or_else(|_| Err((redis::ErrorKind::Io, "no answer in time").into())))
+    }
+
+    fn record(&self, span: Option<Step>, commands: usize, well: bool) {
+        let Some(span) = span else { return };
+        let details = [
+            ("db.system.name", Detail::Name("redis")),
+            ("db.namespace", Detail::Text(self.settings.prefix.clone())),
+            ("db.operation.batch.size", Detail::Count(commands as u64)),
+            (ERROR_TYPE, Detail::Name("unanswered")),
+        ];
+        span.end(if well { &details[..3] } else { &details });
     }
 
     /// What a caller is told of an error, and what it means for its lane.

@@ -174,7 +174,13 @@ impl Door {
 
     pub(crate) async fn open_with(upstreams: Upstreams, head_timeout: Duration) -> Door {
         let stop = CancellationToken::new();
-        let parts = Parts { upstreams, head_timeout, registry: Registry::new(), stop_streams: stop.clone() };
+        let parts = Parts {
+            upstreams,
+            head_timeout,
+            registry: Registry::new(),
+            spans: telemetry::Spans::off(),
+            stop_streams: stop.clone(),
+        };
         let gateway = gateway::start(parts);
         let run = tokio::spawn(gateway.clone().run(stop.clone()));
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
