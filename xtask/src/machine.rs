@@ -9,33 +9,57 @@ use servers::program;
 use crate::Error;
 use crate::steps::Steps;
 
-/// A program that has to be there. (A C compiler is there: without its linker this program could not run.)
+/// A program, or a library for one, that has to be there. (A C compiler is there: without its linker this program could not run.)
 pub(crate) struct Program {
     name: &'static str,
+    /// Whether one of this name is there.
+    is_there: fn(&str) -> bool,
     /// The Debian package that has it.
     package: &'static str,
     why: &'static str,
 }
 
+fn on_path(name: &str) -> bool {
+    program::find(name).is_some()
+}
+
+/// Both libraries have to be there for one and the same Python.
+fn in_python(_library: &str) -> bool {
+    program::python_with_grpc().is_some()
+}
+
+const GRPC: &str = "a client in another language, of protos of its own, asks the gRPC services";
+
 /// What tests start.
 pub(crate) const FOR_TESTS: &[Program] = &[
-    Program { name: "curl", package: "curl", why: "the tests of the API drive it as its users do" },
-    Program { name: "strace", package: "strace", why: "a test makes fdatasync fail" },
+    Program {
+        name: "curl",
+        is_there: on_path,
+        package: "curl",
+        why: "the tests of the API drive it as its users do",
+    },
+    Program { name: "strace", is_there: on_path, package: "strace", why: "a test makes fdatasync fail" },
     Program {
         name: "mariadbd",
+        is_there: on_path,
         package: "mariadb-server",
         why: "services of several processes keep their rows in it",
     },
     Program {
         name: "redis-server",
+        is_there: on_path,
         package: "redis-server",
         why: "several processes share what they remember in it",
     },
+    Program { name: "protoc", is_there: on_path, package: "protobuf-compiler", why: GRPC },
+    Program { name: "grpc_python_plugin", is_there: on_path, package: "protobuf-compiler-grpc", why: GRPC },
+    Program { name: "grpc for Python", is_there: in_python, package: "python3-grpcio", why: GRPC },
+    Program { name: "protobuf for Python", is_there: in_python, package: "python3-protobuf", why: GRPC },
 ];
 
 /// What measurements start.
 pub(crate) const FOR_MEASUREMENTS: &[Program] =
-    &[Program { name: "wrk", package: "wrk", why: "it is the witness from outside" }];
+    &[Program { name: "wrk", is_there: on_path, package: "wrk", why: "it is the witness from outside" }];
 
 /// A component of the Rust toolchain.
 struct Component {
@@ -55,11 +79,11 @@ const COMPONENTS: &[Component] = &[
 /// If one is missing and cannot be installed here; the message tells how to do it by hand.
 pub(crate) fn install_missing_programs(steps: &mut Steps, programs: &[Program]) -> Result<(), Error> {
     let missing: Vec<&Program> =
-        programs.iter().filter(|program| program::find(program.name).is_none()).collect();
+        programs.iter().filter(|program| !(program.is_there)(program.name)).collect();
     if missing.is_empty() {
         return Ok(());
     }
-    for Program { name, package, why } in &missing {
+    for Program { name, package, why, .. } in &missing {
         println!("missing: {name} (Debian package {package}), because {why}");
     }
     let packages: Vec<&str> = missing.iter().map(|program| program.package).collect();

@@ -1,4 +1,4 @@
-//! Where the servers' programs are, and whether they are new enough.
+//! Where the programs are that tests start, and whether they are new enough.
 
 use std::env;
 use std::ffi::OsString;
@@ -13,6 +13,8 @@ pub const INSTALL_NATS: &str = "go install github.com/nats-io/nats-server/v2@lat
                                 or take a binary from https://github.com/nats-io/nats-server/releases";
 const INSTALL_MARIADB: &str = "apt-get install mariadb-server";
 const INSTALL_REDIS: &str = "apt-get install redis-server";
+const INSTALL_PROTOC: &str = "apt-get install protobuf-compiler protobuf-compiler-grpc";
+const INSTALL_PYTHON_GRPC: &str = "apt-get install python3-grpcio python3-protobuf";
 /// Before it, a consumer cannot be created unless it is new, nor have metadata.
 const OLDEST_NATS: (&str, [u32; 2]) = ("2.10", [2, 10]);
 /// Before it, the port of the cluster's bus cannot be chosen.
@@ -74,6 +76,39 @@ pub fn nats() -> Result<PathBuf, Error> {
 pub fn redis() -> Result<PathBuf, Error> {
     let found = dirs().into_iter().map(|dir| dir.join("redis-server")).filter(|path| is_program(path));
     newest_enough(found, "redis-server", OLDEST_REDIS, INSTALL_REDIS)
+}
+
+/// What a gRPC client in Python is generated and run with.
+#[derive(Debug)]
+pub struct GrpcPrograms {
+    /// The compiler of `.proto` files.
+    pub protoc: PathBuf,
+    /// Its plugin that writes gRPC stubs in Python.
+    pub plugin: PathBuf,
+    /// A Python that has the modules `grpc` and `google.protobuf`.
+    pub python: PathBuf,
+}
+
+/// Finds what a gRPC client in Python is generated and run with.
+///
+/// # Errors
+/// [`Error::Missing`] if one of them is not there.
+pub fn grpc() -> Result<GrpcPrograms, Error> {
+    let compiler = |program| find(program).ok_or(Error::Missing { program, install: INSTALL_PROTOC });
+    let python = python_with_grpc()
+        .ok_or(Error::Missing { program: "a Python with gRPC", install: INSTALL_PYTHON_GRPC })?;
+    Ok(GrpcPrograms { protoc: compiler("protoc")?, plugin: compiler("grpc_python_plugin")?, python })
+}
+
+/// A Python that has the modules `grpc` and `google.protobuf`. The system's own is asked first, because the packages of the
+/// distribution are for it alone, and what is first on the path may be another.
+pub fn python_with_grpc() -> Option<PathBuf> {
+    let dirs = std::iter::once(PathBuf::from("/usr/bin")).chain(dirs());
+    let mut pythons = dirs.map(|dir| dir.join("python3")).filter(|path| is_program(path));
+    pythons.find(|python| {
+        let import = Command::new(python).args(["-c", "import grpc, google.protobuf"]).output();
+        import.is_ok_and(|output| output.status.success())
+    })
 }
 
 /// A program of this name, on the path or where administrators' programs are.
