@@ -1,5 +1,6 @@
 //! What the machine has to have, and how it gets there.
 
+use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::process::Command;
@@ -50,6 +51,18 @@ pub(crate) const FOR_TESTS: &[Program] = &[
         is_there: on_path,
         package: "redis-server",
         why: "several processes share what they remember in it",
+    },
+    Program {
+        name: "chromium",
+        is_there: on_path,
+        package: "chromium",
+        why: "an event stream is read as a page in a browser reads it",
+    },
+    Program {
+        name: "npm",
+        is_there: on_path,
+        package: "npm",
+        why: "that page has a front end's library from there",
     },
     Program { name: "protoc", is_there: on_path, package: "protobuf-compiler", why: GRPC },
     Program { name: "grpc_python_plugin", is_there: on_path, package: "protobuf-compiler-grpc", why: GRPC },
@@ -105,6 +118,33 @@ pub(crate) fn install_missing_programs(steps: &mut Steps, programs: &[Program]) 
         .run("package lists", &mut apt(&["update"]))
         .and_then(|()| steps.run("packages", &mut apt(&install)))
         .map_err(|error| format!("{error}; {by_hand}").into())
+}
+
+/// Installs what the tests take from npm: the versions, with the checksums, of the lock file in `app/tests/outside/npm`. The scripts of
+/// packages are not run.
+///
+/// # Errors
+/// If npm fails; the message tells which command.
+pub(crate) fn install_missing_npm_packages(steps: &mut Steps, root: &Path) -> Result<(), Error> {
+    let (from, to) = (root.join("app/tests/outside/npm"), program::npm_dir());
+    let lock = from.join("package-lock.json");
+    // Written last, so that what was interrupted is done again.
+    let installed = to.join("installed-lock.json");
+    if fs::read(&installed).is_ok_and(|done| fs::read(&lock).is_ok_and(|wanted| wanted == done)) {
+        return Ok(());
+    }
+    let copy = |from: &Path, to: &Path| {
+        fs::copy(from, to).map(|_| ()).map_err(|error| format!("cannot copy {}: {error}", from.display()))
+    };
+    fs::create_dir_all(&to).map_err(|error| format!("cannot create {}: {error}", to.display()))?;
+    for name in ["package.json", "package-lock.json"] {
+        copy(&from.join(name), &to.join(name))?;
+    }
+    let npm = program::find("npm").ok_or("the tests need npm (Debian: apt-get install npm)")?;
+    let mut install = Command::new(npm);
+    install.args(["ci", "--ignore-scripts", "--no-audit", "--no-fund", "--prefix"]).arg(&to);
+    steps.run("npm packages", &mut install)?;
+    Ok(copy(&lock, &installed)?)
 }
 
 /// Installs a NATS server where there is none that is new enough. Debian's own is not, so Go builds one.

@@ -13,6 +13,9 @@ pub const INSTALL_NATS: &str = "go install github.com/nats-io/nats-server/v2@lat
                                 or take a binary from https://github.com/nats-io/nats-server/releases";
 const INSTALL_MARIADB: &str = "apt-get install mariadb-server";
 const INSTALL_REDIS: &str = "apt-get install redis-server";
+const INSTALL_CHROMIUM: &str = "apt-get install chromium";
+/// What is taken from npm is taken for this workspace alone, with the checksums of a lock file.
+const INSTALL_FROM_NPM: &str = "cargo xtask test takes it from npm (apt-get install npm)";
 const INSTALL_PROTOC: &str = "apt-get install protobuf-compiler protobuf-compiler-grpc";
 const INSTALL_PYTHON_GRPC: &str = "apt-get install python3-grpcio python3-protobuf";
 /// Before it, a consumer cannot be created unless it is new, nor have metadata.
@@ -76,6 +79,31 @@ pub fn nats() -> Result<PathBuf, Error> {
 pub fn redis() -> Result<PathBuf, Error> {
     let found = dirs().into_iter().map(|dir| dir.join("redis-server")).filter(|path| is_program(path));
     newest_enough(found, "redis-server", OLDEST_REDIS, INSTALL_REDIS)
+}
+
+/// Finds Chromium.
+///
+/// # Errors
+/// [`Error::Missing`] if it is not there.
+pub fn chromium() -> Result<PathBuf, Error> {
+    find("chromium").ok_or(Error::Missing { program: "chromium", install: INSTALL_CHROMIUM })
+}
+
+/// Where packages from npm are installed that tests use.
+pub fn npm_dir() -> PathBuf {
+    // This package is two levels below the workspace.
+    let workspace = Path::new(env!("CARGO_MANIFEST_DIR")).ancestors().nth(2);
+    workspace.unwrap_or(Path::new(".")).join("target/npm")
+}
+
+/// Finds the script of `event-source-polyfill`, a package from npm with which pages read event streams that ask for a header.
+///
+/// # Errors
+/// [`Error::Missing`] if it is not there.
+pub fn event_source_polyfill() -> Result<PathBuf, Error> {
+    let script = npm_dir().join("node_modules/event-source-polyfill/src/eventsource.js");
+    let missing = Error::Missing { program: "event-source-polyfill", install: INSTALL_FROM_NPM };
+    if script.is_file() { Ok(script) } else { Err(missing) }
 }
 
 /// What a gRPC client in Python is generated and run with.
