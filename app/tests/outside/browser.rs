@@ -5,7 +5,6 @@
 //! lets the page in, and nothing stands between the library and the shop but a proxy that can cut connections.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use axum::Router;
 use axum::extract::State;
@@ -18,6 +17,7 @@ use testkit::traffic::{Cart, Customer, PAYMENT_LIMIT, Product};
 use testkit::{Client, Engines, Shop, TempDir, until};
 use tokio::sync::mpsc;
 use tokio_util::sync::{CancellationToken, DropGuard};
+use wire::time::Clock;
 
 use super::{PATIENCE, many_processes, one_process};
 
@@ -152,7 +152,7 @@ fn data(told: &Value) -> Value {
 /// A purchase's events as the contract has them, each shown behind the one before, the last of them the last.
 #[track_caller]
 fn assert_told(events: &[Value], purchase: u64, steps: &[(&str, &str)]) {
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs();
+    let now = Clock::system().now() / 1000;
     let (mut time, mut lines) = (now - PATIENCE.as_secs(), events[0]["lines"].as_u64().unwrap() - 1);
     assert_eq!(events.len(), steps.len());
     for (index, (event, (step, status))) in events.iter().zip(steps).enumerate() {
