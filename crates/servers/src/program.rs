@@ -128,15 +128,13 @@ pub fn grpc() -> Result<GrpcPrograms, Error> {
     Ok(GrpcPrograms { protoc: compiler("protoc")?, plugin: compiler("grpc_python_plugin")?, python })
 }
 
-/// A Python that has the modules `grpc` and `google.protobuf`. The system's own is asked first, because the packages of the
-/// distribution are for it alone, and what is first on the path may be another.
+/// A Python that has the modules `grpc` and `google.protobuf`. If the system has one of its own, only that counts: its modules are the
+/// distribution's, of one age with its compiler, and what is first on the path may be another.
 pub fn python_with_grpc() -> Option<PathBuf> {
-    let dirs = std::iter::once(PathBuf::from("/usr/bin")).chain(dirs());
-    let mut pythons = dirs.map(|dir| dir.join("python3")).filter(|path| is_program(path));
-    pythons.find(|python| {
-        let import = Command::new(python).args(["-c", "import grpc, google.protobuf"]).output();
-        import.is_ok_and(|output| output.status.success())
-    })
+    let systems_own = Some(PathBuf::from("/usr/bin/python3")).filter(|path| is_program(path));
+    let python = systems_own.or_else(|| find("python3"))?;
+    let import = Command::new(&python).args(["-c", "import grpc, google.protobuf"]).output();
+    import.is_ok_and(|output| output.status.success()).then_some(python)
 }
 
 /// A program of this name, on the path or where administrators' programs are.
