@@ -19,8 +19,8 @@ use steps::Steps;
 const USAGE: &str = "\
 usage: cargo xtask COMMAND
 
-  test            install what the tests need (Debian packages; nats-server by Go), start the servers that they
-                  share, run every test, doc tests included, stop the servers
+  test            install what the tests need (Debian packages; nats-server by Go; a script by npm), start the
+                  servers that they share, run every test, doc tests included, stop the servers
   ci              check the format, lint, check the dependencies (if cargo-deny is installed), then test
   mutants [NAME]  put each known bug (or the one of this name) into a copy of the tree, and see a test fail
   bench [--quick] [--long | --render | NAME...]
@@ -70,6 +70,7 @@ fn cargo() -> PathBuf {
 fn test(steps: &mut Steps) -> Result<(), Error> {
     machine::install_missing_programs(steps, machine::FOR_TESTS)?;
     machine::install_missing_nats(steps)?;
+    machine::install_missing_npm_packages(steps, root())?;
     let shared = steps.timed("servers", || Ok(TestServers::start()?))?;
     steps.cargo_with("tests", &["test", "--locked", "--workspace", "--no-fail-fast"], shared.variables())
 }

@@ -356,4 +356,12 @@ pub(crate) const MUTANTS: &[Mutant] = &[
         test: &["test", "--package", "purchase", "reconcile::"],
         why: "a broker that is away for twenty minutes leaves every purchase to an operator",
     },
+    Mutant {
+        name: "library-s-place-in-its-stream-is-not-read",
+        file: "services/purchase/src/http.rs",
+        find: "parameter(\"lastEventId\")",
+        replace: "parameter(\"lastEventID\")",
+        test: &["test", "--package", "sagaline", "--test", "api", "a_stream_resumes_behind_any_event"],
+        why: "a front end whose connection breaks is told again of what ended a moment ago, and never of what ended before",
+    },
 ];

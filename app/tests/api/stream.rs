@@ -130,12 +130,17 @@ fn who_buys_first_and_listens_then_misses_nothing() {
     });
 }
 
-/// The events behind `?last_event_id=`, for a client that can set no headers.
-fn resumed_by_query(shop: &Shop, customer: &Customer, id: &str, count: usize) -> Vec<String> {
+/// The events of a stream that is asked for with this query, and further lines of the request's head.
+fn resumed_by_query(
+    shop: &Shop,
+    customer: &Customer,
+    (query, head): (&str, &str),
+    count: usize,
+) -> Vec<String> {
     let mut wire = shop.wire();
     let token = &customer.token;
     wire.send(format!(
-        "GET {PATH}?x=y&last_event_id={id} HTTP/1.1\r\nHost: shop\r\nAuthorization: bearer {token}\r\n\r\n"
+        "GET {PATH}?{query} HTTP/1.1\r\nHost: shop\r\nAuthorization: bearer {token}\r\n{head}\r\n"
     ));
     let data = |_| {
         wire.read_until("\ndata: ");
@@ -162,12 +167,18 @@ fn a_stream_resumes_behind_any_event() {
             let resumed = take(&mut shop.events(&customer, Some(&event.id)).await, left.len()).await;
             assert_eq!(resumed, left, "behind {}", event.id);
             let data: Vec<String> = left.iter().map(|event| event.data.clone()).collect();
-            assert_eq!(
-                resumed_by_query(&shop, &customer, &event.id, left.len()),
-                data,
-                "behind {}",
-                event.id
-            );
+            // By a client that can set no headers; by a library that has its own name for it, and appends it to what the page began
+            // with; and by a browser that was sent away with one place and comes back with a later one.
+            let (id, first) = (&event.id, &whole[0].id);
+            for (query, head) in [
+                (format!("x=y&last_event_id={id}"), String::new()),
+                (format!("lastEventId={id}"), String::new()),
+                (format!("last_event_id={first}&lastEventId={id}"), format!("Last-Event-ID: {first}\r\n")),
+                (format!("last_event_id={first}"), format!("Last-Event-ID: {id}\r\n")),
+            ] {
+                let resumed = resumed_by_query(&shop, &customer, (&query, &head), left.len());
+                assert_eq!(resumed, data, "behind {query} {head:?}");
+            }
         }
 
         // Behind the last one comes what happens next, and nothing else.
@@ -186,8 +197,10 @@ fn what_is_no_event_s_id_is_refused() {
             let msg = format!("invalid Last-Event-ID {text:?}: expected the id of an event of this stream");
             let header = shop.ask("GET", PATH).bearer(&customer.token).header("last-event-id", text);
             header.refused(400, &msg).await;
-            let query = shop.ask("GET", &format!("{PATH}?last_event_id={text}")).bearer(&customer.token);
-            query.refused(400, &msg).await;
+            for name in ["last_event_id", "lastEventId"] {
+                let query = shop.ask("GET", &format!("{PATH}?{name}={text}")).bearer(&customer.token);
+                query.refused(400, &msg).await;
+            }
         }
         // A browser that has seen no event yet sends none.
         let product = shop.new_product(5, 10).await;

@@ -1,8 +1,9 @@
 //! Real servers as child processes, for tests and measurements: MariaDB, a cluster of NATS with JetStream, a cluster of Redis;
-//! and a proxy that breaks connections.
+//! a browser; and a proxy that breaks connections.
 //!
 //! - [`MariaDb`], [`Nats`], [`Redis`], [`RedisCluster`]: started on free ports of 127.0.0.1, each with its data in a directory of its own;
 //!   killed, paused, stopped and started again on the same port and the same data.
+//! - [`Chromium`]: a browser with a profile of its own, which shows one page.
 //! - [`Proxy`]: between a client and a server, to cut, to stall, or to cut right behind a request.
 //! - [`shared`]: one of each kind for a whole test binary; [`TestServers`]: for all of them.
 //!
@@ -11,6 +12,7 @@
 //! What never happens: a process or a data directory that outlives the process that started it, even if that is killed
 //! with SIGKILL (see `nest.rs`); a server that listens beyond this machine; a missing program that is passed over.
 
+mod chromium;
 mod error;
 mod http;
 mod mariadb;
@@ -29,6 +31,7 @@ pub mod shared;
 mod test_servers;
 mod wait;
 
+pub use chromium::Chromium;
 pub use error::Error;
 pub use mariadb::MariaDb;
 pub use mysql_address::{Database, MySqlAddress};

@@ -15,8 +15,8 @@ use std::{env, fs};
 
 use crate::{Error, random};
 
-/// How long the nest's path may be, in bytes: the longest path of a socket is 107, and servers add to it.
-const LONGEST_ROOT: usize = 70;
+/// How long the nest's path may be, in bytes: the longest path of a socket is 107, and servers add to it; Chromium most.
+const LONGEST_ROOT: usize = 58;
 
 /// The nest is moved first: who has not written the group's number by then never can.
 /// Two rounds, for one who was about to write it.

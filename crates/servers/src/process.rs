@@ -26,6 +26,7 @@ pub(crate) struct Process {
     name: String,
     program: PathBuf,
     args: Vec<OsString>,
+    variables: Vec<(OsString, OsString)>,
     place: Place,
     child: Mutex<Option<Child>>,
 }
@@ -37,6 +38,7 @@ impl Process {
             name: name.into(),
             program: program.into(),
             args: Vec::new(),
+            variables: Vec::new(),
             place: Nest::get()?.place()?,
             child: Mutex::new(None),
         })
@@ -45,6 +47,14 @@ impl Process {
     /// What it is to be started with.
     pub(crate) fn set_args(&mut self, args: impl IntoIterator<Item = impl Into<OsString>>) {
         self.args = args.into_iter().map(Into::into).collect();
+    }
+
+    /// What its environment is to have beside this process's.
+    pub(crate) fn set_variables(
+        &mut self,
+        variables: impl IntoIterator<Item = (impl Into<OsString>, impl Into<OsString>)>,
+    ) {
+        self.variables = variables.into_iter().map(|(name, value)| (name.into(), value.into())).collect();
     }
 
     pub(crate) fn name(&self) -> &str {
@@ -79,6 +89,7 @@ impl Process {
         let (stdout, stderr) = log().and_then(|stdout| Ok((stdout, log()?))).map_err(open)?;
         let mut command = Command::new("sh");
         command.args(["-c", REGISTERED]).arg(&self.place.group).arg(&self.program).args(&self.args);
+        command.envs(self.variables.iter().map(|(name, value)| (name, value)));
         command.current_dir(&self.place.dir).process_group(0);
         command.stdin(Stdio::null()).stdout(stdout).stderr(stderr);
         *child = Some(command.spawn().map_err(Error::io(format!("start {}", self.name)))?);

@@ -1,4 +1,4 @@
-//! Where the servers' programs are, and whether they are new enough.
+//! Where the programs are that tests start, and whether they are new enough.
 
 use std::env;
 use std::ffi::OsString;
@@ -13,6 +13,11 @@ pub const INSTALL_NATS: &str = "go install github.com/nats-io/nats-server/v2@lat
                                 or take a binary from https://github.com/nats-io/nats-server/releases";
 const INSTALL_MARIADB: &str = "apt-get install mariadb-server";
 const INSTALL_REDIS: &str = "apt-get install redis-server";
+const INSTALL_CHROMIUM: &str = "apt-get install chromium";
+/// What is taken from npm is taken for this workspace alone, with the checksums of a lock file.
+const INSTALL_FROM_NPM: &str = "cargo xtask test takes it from npm (apt-get install npm)";
+const INSTALL_PROTOC: &str = "apt-get install protobuf-compiler protobuf-compiler-grpc";
+const INSTALL_PYTHON_GRPC: &str = "apt-get install python3-grpcio python3-protobuf";
 /// Before it, a consumer cannot be created unless it is new, nor have metadata.
 const OLDEST_NATS: (&str, [u32; 2]) = ("2.10", [2, 10]);
 /// Before it, the port of the cluster's bus cannot be chosen.
@@ -74,6 +79,62 @@ pub fn nats() -> Result<PathBuf, Error> {
 pub fn redis() -> Result<PathBuf, Error> {
     let found = dirs().into_iter().map(|dir| dir.join("redis-server")).filter(|path| is_program(path));
     newest_enough(found, "redis-server", OLDEST_REDIS, INSTALL_REDIS)
+}
+
+/// Finds Chromium.
+///
+/// # Errors
+/// [`Error::Missing`] if it is not there.
+pub fn chromium() -> Result<PathBuf, Error> {
+    find("chromium").ok_or(Error::Missing { program: "chromium", install: INSTALL_CHROMIUM })
+}
+
+/// Where packages from npm are installed that tests use.
+pub fn npm_dir() -> PathBuf {
+    // This package is two levels below the workspace.
+    let workspace = Path::new(env!("CARGO_MANIFEST_DIR")).ancestors().nth(2);
+    workspace.unwrap_or(Path::new(".")).join("target/npm")
+}
+
+/// Finds the script of `event-source-polyfill`, a package from npm with which pages read event streams that ask for a header.
+///
+/// # Errors
+/// [`Error::Missing`] if it is not there.
+pub fn event_source_polyfill() -> Result<PathBuf, Error> {
+    let script = npm_dir().join("node_modules/event-source-polyfill/src/eventsource.js");
+    let missing = Error::Missing { program: "event-source-polyfill", install: INSTALL_FROM_NPM };
+    if script.is_file() { Ok(script) } else { Err(missing) }
+}
+
+/// What a gRPC client in Python is generated and run with.
+#[derive(Debug)]
+pub struct GrpcPrograms {
+    /// The compiler of `.proto` files.
+    pub protoc: PathBuf,
+    /// Its plugin that writes gRPC stubs in Python.
+    pub plugin: PathBuf,
+    /// A Python that has the modules `grpc` and `google.protobuf`.
+    pub python: PathBuf,
+}
+
+/// Finds what a gRPC client in Python is generated and run with.
+///
+/// # Errors
+/// [`Error::Missing`] if one of them is not there.
+pub fn grpc() -> Result<GrpcPrograms, Error> {
+    let compiler = |program| find(program).ok_or(Error::Missing { program, install: INSTALL_PROTOC });
+    let python = python_with_grpc()
+        .ok_or(Error::Missing { program: "a Python with gRPC", install: INSTALL_PYTHON_GRPC })?;
+    Ok(GrpcPrograms { protoc: compiler("protoc")?, plugin: compiler("grpc_python_plugin")?, python })
+}
+
+/// A Python that has the modules `grpc` and `google.protobuf`. If the system has one of its own, only that counts: its modules are the
+/// distribution's, of one age with its compiler, and what is first on the path may be another.
+pub fn python_with_grpc() -> Option<PathBuf> {
+    let systems_own = Some(PathBuf::from("/usr/bin/python3")).filter(|path| is_program(path));
+    let python = systems_own.or_else(|| find("python3"))?;
+    let import = Command::new(&python).args(["-c", "import grpc, google.protobuf"]).output();
+    import.is_ok_and(|output| output.status.success()).then_some(python)
 }
 
 /// A program of this name, on the path or where administrators' programs are.

@@ -294,11 +294,14 @@ async fn look_back(door: &Door, customer_id: u64, announced: u64) -> Result<u64,
     Ok(first.map_or(announced, |first| first.saturating_sub(1).min(announced)))
 }
 
-/// The client's place in its stream: the header of a browser that reconnects, or the query of a client that cannot set headers.
+/// The client's place in its stream. A library that reads streams in place of the browser's `EventSource`, so that it can send a token,
+/// appends `lastEventId` when it reconnects: that is newer than what the page gave it to begin with. So is the header of a browser
+/// newer than `last_event_id`, with which a client begins that can set no header.
 fn cursor(headers: &HeaderMap, query: Option<&str>) -> Result<Option<Cursor>, ApiError> {
-    let header = headers.get("last-event-id").map(|value| value.to_str().unwrap_or("?"));
-    let parameter = query.unwrap_or_default().split('&').find_map(|pair| pair.strip_prefix("last_event_id="));
-    match header.or(parameter) {
+    let query = query.unwrap_or_default();
+    let parameter = |name| query.split('&').find_map(|pair| pair.strip_prefix(name)?.strip_prefix('='));
+    let header = || headers.get("last-event-id").map(|value| value.to_str().unwrap_or("?"));
+    match parameter("lastEventId").or_else(header).or_else(|| parameter("last_event_id")) {
         None | Some("") => Ok(None),
         Some(text) => match Cursor::parse(text) {
             Ok(cursor) => Ok(Some(cursor)),
