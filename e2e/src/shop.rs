@@ -432,8 +432,6 @@ impl Shop {
                 let settings = orchestrator::Settings {
                     retry_delay_min: RETRY_DELAY_MIN,
                     retry_delay_max: RETRY_DELAY_MAX,
-                    // Each report is to go the way on which it may be lost, repeated and overtaken.
-                    hold_reports: Duration::ZERO,
                     ..orchestrator::Settings::default()
                 };
                 let book = orchestrator::Book::new().with(

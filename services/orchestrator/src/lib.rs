@@ -1,12 +1,12 @@
-//! The orchestrator: drives sagas from message to message and keeps nothing in between, but for reports that may be lost (`held.rs`).
+//! The orchestrator: drives sagas from message to message and keeps nothing in between.
 //!
 //! A loop around the engine: take what is waiting, ask [`saga::start`] or [`saga::advance`] what each message
 //! calls for, publish all of it, acknowledge. Any replica can take any message of any saga. When one dies, its batch is
 //! delivered again, and what it had published comes a second time with the same ids and the same meaning.
 //!
 //! What never happens: a message is acknowledged before everything that it calls for has been taken by the bus, but for
-//! a report that a later one implies, and unless the bus has refused it [`Settings::drop_after_deliveries`] times. A refusal of one
-//! frame is never hidden by the success of another: the messages behind it come again.
+//! a report that a later one implies, and unless the bus has refused it [`Settings::drop_after_deliveries`] times. A refusal of one frame is never hidden by the success
+//! of another: the messages behind it come again.
 //!
 //! Why a message is dropped in the end: the orchestrator's queue may be full of replies that call for commands in a
 //! participant's queue, while that one is full of commands whose replies find no room here. Neither would ever move
@@ -14,10 +14,9 @@
 //!
 //! It knows no saga of its own. [`Book`] says which ones it drives, and where their participants take commands.
 
-mod held;
 mod plan;
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bus::{Batch, Bus, Delivery, Envelope, Subject, Verdict};
 use futures_util::StreamExt;
@@ -25,12 +24,10 @@ use futures_util::stream::FuturesUnordered;
 use telemetry::Spans;
 use telemetry::metrics::PubsubMetrics;
 use telemetry::spans::{Cause, Handling};
-use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 use wire::messages::Pen;
 
-use held::Held;
-pub use plan::{Book, Kind, Messages, Outgoing, Refused};
+pub use plan::{Book, Messages, Outgoing, Refused};
 
 /// The bounds of an orchestrator's loop.
 #[derive(Clone, Copy, Debug)]
@@ -43,19 +40,16 @@ pub struct Settings {
     pub retry_delay_max: Duration,
     /// A message whose effects the bus has refused at so many deliveries is dropped.
     pub drop_after_deliveries: u32,
-    /// How long the report of a saga that is under way waits for a later one, which says it as well.
-    pub hold_reports: Duration,
 }
 
 impl Default for Settings {
-    /// 512 messages, 20 ms to 5 s, 8 deliveries (about 2.5 s), reports held for 20 ms.
+    /// 512 messages, 20 ms to 5 s, 8 deliveries (about 2.5 s).
     fn default() -> Self {
         Settings {
             batch_messages: 512,
             retry_delay_min: Duration::from_millis(20),
             retry_delay_max: Duration::from_secs(5),
             drop_after_deliveries: 8,
-            hold_reports: Duration::from_millis(20),
         }
     }
 }
@@ -81,24 +75,17 @@ pub async fn run(parts: Parts, stop: CancellationToken) {
     let mut consumer = parts.bus.subscribe(parts.subject);
     // Each message calls for at most one message on each subject, so no frame is larger than the batch.
     let limit = parts.settings.batch_messages.min(parts.bus.limits().frame_envelopes);
-    let mut held = Held::new(parts.settings.hold_reports);
     loop {
-        let due = held.due();
         let batch = tokio::select! {
             biased;
-            () = stop.cancelled() => break,
-            () = sleep_until(due.unwrap_or_else(Instant::now)), if due.is_some() => {
-                parts.tell(held.take(limit)).await;
-                continue;
-            }
+            () = stop.cancelled() => return,
             next = consumer.next(limit) => match next {
                 Ok(batch) => batch,
-                Err(bus::Closed) => break,
+                Err(bus::Closed) => return,
             },
         };
-        parts.work_off(batch, &mut held).await;
+        parts.work_off(batch).await;
     }
-    parts.tell(held.take(limit)).await;
 }
 
 /// A frame in the making, and which deliveries come again if it is refused.
@@ -117,14 +104,14 @@ struct Published {
 }
 
 impl Parts {
-    async fn work_off(&self, batch: Batch, held: &mut Held) {
+    async fn work_off(&self, batch: Batch) {
         failpoint::hit("orchestrator.received");
         let began = Instant::now();
         let deliveries = batch.deliveries();
         self.metrics.batch(deliveries.len());
         let mut verdicts = vec![Verdict::Ack; deliveries.len()];
         let mut traced = self.spans.handle(deliveries.len());
-        let frames = self.plan(deliveries, &mut verdicts, &mut traced, held);
+        let frames = self.plan(deliveries, &mut verdicts, &mut traced);
         let publishing = traced.publishing();
         let mut published: FuturesUnordered<_> =
             frames.into_iter().map(|frame| self.publish(frame, deliveries)).collect();
@@ -147,14 +134,7 @@ impl Parts {
     }
 
     /// What a batch calls for, one frame a subject. What cannot be decided is parked alone.
-    fn plan(
-        &self,
-        deliveries: &[Delivery],
-        verdicts: &mut [Verdict],
-        traced: &mut Handling,
-        held: &mut Held,
-    ) -> Vec<Frame> {
-        let now = Instant::now();
+    fn plan(&self, deliveries: &[Delivery], verdicts: &mut [Verdict], traced: &mut Handling) -> Vec<Frame> {
         let mut frames: Vec<Frame> = Vec::new();
         let mut pen = Pen::for_messages(2 * deliveries.len());
         for (place, delivery) in deliveries.iter().enumerate() {
@@ -162,16 +142,7 @@ impl Parts {
                 Ok(messages) => {
                     let message = Cause::Message(delivery.envelope.id.number());
                     traced.add(place, messages.about.trace(), message);
-                    for Outgoing { subject, envelope, kind } in messages {
-                        match kind {
-                            // What is recorded of a sampled saga says when each of its messages was sent.
-                            Kind::OpenReport if !traced.records(place) => {
-                                held.hold(subject, envelope, now);
-                                continue;
-                            }
-                            Kind::LastReport => held.forget(envelope.id.parts().0),
-                            Kind::OpenReport | Kind::Command => {}
-                        }
+                    for Outgoing { subject, envelope, may_be_lost } in messages {
                         let frame = match frames.iter_mut().find(|frame| frame.subject == subject) {
                             Some(frame) => frame,
                             None => {
@@ -184,7 +155,7 @@ impl Parts {
                         };
                         traced.calls_for(place, subject.0, envelope.id.number());
                         frame.envelopes.push(envelope);
-                        frame.causes.extend((kind != Kind::OpenReport).then_some(place));
+                        frame.causes.extend((!may_be_lost).then_some(place));
                     }
                 }
                 Err(refused) => {
@@ -214,18 +185,6 @@ impl Parts {
             .map(|place| (place, Verdict::Retry { after: self.delay(deliveries[place].count) }))
             .collect();
         Published { subject, messages, refused: Some(again) }
-    }
-
-    /// Sends reports that may be lost.
-    async fn tell(&self, frames: Vec<(Subject, Vec<Envelope>)>) {
-        for (subject, reports) in frames {
-            let began = Instant::now();
-            let published = self.bus.publish(subject, reports).await;
-            self.metrics.published(began.elapsed(), published.is_ok());
-            if let Err(refused) = published {
-                tracing::debug!(%refused, "reports were lost; later ones say the same");
-            }
-        }
     }
 
     fn delay(&self, count: u32) -> Duration {

@@ -36,20 +36,9 @@ pub struct Outgoing {
     pub subject: Subject,
     /// What.
     pub envelope: Envelope,
-    /// What it is for.
-    pub kind: Kind,
-}
-
-/// What a message is for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Kind {
-    /// A participant is asked.
-    Command,
-    /// The saga is under way: a later report says all that this one says. If the bus refuses it, it is not worth doing everything
-    /// again, and it need not leave at once.
-    OpenReport,
-    /// The saga has ended.
-    LastReport,
+    /// Whether a later message of the saga says all that this one says. If the bus refuses it, it is not worth doing
+    /// everything again.
+    pub may_be_lost: bool,
 }
 
 /// The messages that one message calls for.
@@ -168,14 +157,13 @@ fn messages<S: Copy>(
     let report = tell.map(|standing| {
         let body = pen.progress(&token, &about);
         let envelope = Envelope { id: EnvelopeId::of(saga, 2 << 40 | place), body };
-        let kind = if standing == Standing::Open { Kind::OpenReport } else { Kind::LastReport };
-        Outgoing { subject: progress, envelope, kind }
+        Outgoing { subject: progress, envelope, may_be_lost: standing == Standing::Open }
     });
     let command = ask.map(|ask| {
         let tag = 3 << 40 | u64::from(ask.index.0) << 32 | (ask.phase as u64) << 16 | place;
         let body = pen.command(&token, &about, ask.index, ask.phase);
         let envelope = Envelope { id: EnvelopeId::of(saga, tag), body };
-        Outgoing { subject: commands(ask.step), envelope, kind: Kind::Command }
+        Outgoing { subject: commands(ask.step), envelope, may_be_lost: false }
     });
     Messages { report, command, about }
 }
