@@ -216,14 +216,6 @@ impl Bus {
         }
     }
 
-    /// Says when a consumer of this bus had better let envelopes gather.
-    pub fn pace(&self) -> Pace {
-        match self {
-            Bus::Embedded(_) => Pace::embedded(),
-            Bus::Nats(_) => Pace::on_servers(),
-        }
-    }
-
     /// Hands a frame over; returns once the bus has taken all of it. Never waits for room. An empty frame is
     /// taken and is nothing.
     ///

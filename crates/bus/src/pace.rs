@@ -12,19 +12,15 @@ use tokio::time::Instant;
 /// The longest time from one batch to the next that a consumer waits for.
 const GATHER_FOR: Duration = Duration::from_millis(8);
 
-/// In one process, gathering is worth its wait if it brings so many envelopes.
-const WORTH_EMBEDDED: f64 = 128.0;
-/// Where a batch is messages of a broker and round trips to a server, if it brings so many.
-const WORTH_ON_SERVERS: f64 = 16.0;
+/// Gathering is worth its wait if it brings so many envelopes.
+const WORTH_ENVELOPES: f64 = 128.0;
 
 /// The time over which the rate is averaged: a burst is no load.
 const HORIZON: Duration = Duration::from_millis(50);
 
 /// How fast envelopes come to a consumer, and so whether it lets them gather.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Pace {
-    /// Gathering is worth its wait if it brings so many envelopes.
-    worth: f64,
     per_second: f64,
     last: Option<Instant>,
     /// More was waiting than was taken.
@@ -32,18 +28,9 @@ pub struct Pace {
 }
 
 impl Pace {
-    fn new(worth: f64) -> Pace {
-        Pace { worth, per_second: 0.0, last: None, behind: false }
-    }
-
-    /// A pace for a bus in this process. It knows of no load yet.
-    pub(crate) fn embedded() -> Pace {
-        Pace::new(WORTH_EMBEDDED)
-    }
-
-    /// A pace for a bus on servers. It knows of no load yet.
-    pub(crate) fn on_servers() -> Pace {
-        Pace::new(WORTH_ON_SERVERS)
+    /// A pace that knows of no load.
+    pub fn new() -> Pace {
+        Pace::default()
     }
 
     /// A batch was taken now, of at most `limit` envelopes.
@@ -62,7 +49,7 @@ impl Pace {
     /// Until when the next batch should be left to gather; None when it should be taken at once.
     pub fn gather_until(&self) -> Option<Instant> {
         let brings = self.per_second * GATHER_FOR.as_secs_f64();
-        self.last.filter(|_| brings >= self.worth && !self.behind).map(|last| last + GATHER_FOR)
+        self.last.filter(|_| brings >= WORTH_ENVELOPES && !self.behind).map(|last| last + GATHER_FOR)
     }
 
     /// Waits as [`Pace::gather_until`] says.
@@ -81,7 +68,7 @@ mod tests {
 
     /// Batches of so many, so many milliseconds apart.
     fn after(batches: usize, envelopes: usize, milliseconds: u64) -> (Pace, Instant) {
-        let (mut pace, mut now) = (Pace::embedded(), Instant::now());
+        let (mut pace, mut now) = (Pace::new(), Instant::now());
         for _ in 0..batches {
             pace.took(envelopes, 512, now);
             now += Duration::from_millis(milliseconds);
@@ -91,8 +78,7 @@ mod tests {
 
     #[test]
     fn a_light_load_never_waits() {
-        assert_eq!(Pace::embedded().gather_until(), None);
-        assert_eq!(Pace::on_servers().gather_until(), None);
+        assert_eq!(Pace::new().gather_until(), None);
         assert_eq!(after(1_000, 10, 1).0.gather_until(), None, "10,000 a second");
         assert_eq!(after(1_000, 1, 20).0.gather_until(), None);
         assert_eq!(after(2, 512, 1).0.gather_until(), None, "a burst");

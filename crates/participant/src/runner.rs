@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use bus::{Batch, Bus, Delivery, Envelope, EnvelopeId, Subject, Verdict};
+use bus::{Batch, Bus, Delivery, Envelope, EnvelopeId, Pace, Subject, Verdict};
 use bytes::Bytes;
 use db::Db;
 use saga::Phase;
@@ -21,7 +21,7 @@ use crate::{Participant, barrier};
 /// The bounds of a participant's loop.
 #[derive(Clone, Copy, Debug)]
 pub struct Settings {
-    /// Commands in one transaction at most. Under load they gather for a few milliseconds ([`bus::Pace`]), otherwise never.
+    /// Commands in one transaction at most. Under load they gather for a few milliseconds ([`Pace`]), otherwise never.
     pub batch_commands: usize,
     /// The delay before a command that got no answer comes again; it doubles with each delivery.
     pub retry_delay_min: Duration,
@@ -88,7 +88,7 @@ pub async fn run<P: Participant>(parts: Parts<P>, stop: CancellationToken) {
     };
     let limit = parts.settings.batch_commands.min(runner.rest.bus.limits().frame_envelopes);
     let mut purge = None;
-    let mut pace = runner.rest.bus.pace();
+    let mut pace = Pace::new();
     loop {
         pace.gather().await;
         let batch = tokio::select! {
