@@ -31,6 +31,7 @@ pub(crate) const FOR_TESTS: &[Program] = &[
         package: "redis-server",
         why: "several processes share what they remember in it",
     },
+    Program { name: "faketime", package: "faketime", why: "a test sets the clocks of replicas back" },
 ];
 
 /// What measurements start.
