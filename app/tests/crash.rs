@@ -154,7 +154,7 @@ async fn kill_9_past_the_deadline() {
 async fn sigterm_under_load_ends_in_order_and_loses_nothing() {
     let dir = TempDir::new();
     // Whoever asks while the shop stops is refused.
-    let habits = Habits { refusals_are_fine: true };
+    let habits = Habits { refusals_are_fine: true, ..Habits::default() };
     let mut ordeal = Ordeal::begin("sigterm", options(&dir), habits).await;
     for _ in 0..3 {
         let mut shop = ordeal.open().await;

@@ -193,7 +193,7 @@ async fn row_15_on_a_full_disk_purchases_are_refused_and_reads_go_on_until_there
     const TIMES: usize = 30;
     let dir = TempDir::new();
     let disk = SmallDisk::mount(&dir.path().join("disk"), DISK_SIZE);
-    let habits = Habits { refusals_are_fine: true };
+    let habits = Habits { refusals_are_fine: true, ..Habits::default() };
     let mut ordeal = Ordeal::begin("row 15", options(disk.0.join("data")), habits).await;
     let mut shop = ordeal.open().await;
     let mut prober = Prober::new(shop.client(), &mut ordeal).await;

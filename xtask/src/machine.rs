@@ -68,6 +68,12 @@ pub(crate) const FOR_TESTS: &[Program] = &[
     Program { name: "grpc_python_plugin", is_there: on_path, package: "protobuf-compiler-grpc", why: GRPC },
     Program { name: "grpc for Python", is_there: in_python, package: "python3-grpcio", why: GRPC },
     Program { name: "protobuf for Python", is_there: in_python, package: "python3-protobuf", why: GRPC },
+    Program {
+        name: "faketime",
+        is_there: on_path,
+        package: "faketime",
+        why: "a test sets the clocks of replicas back",
+    },
 ];
 
 /// What measurements start.

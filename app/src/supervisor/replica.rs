@@ -2,6 +2,8 @@
 //!
 //! A child lives as long as its standard input is open. The supervisor closes it to stop the child; if the supervisor itself
 //! dies, however it dies, the system closes it. So no child is left behind, and no signal is needed.
+//!
+//! A child that an operator stops by SIGTERM is started again at once: that is how one is restarted. Only one that dies is waited for.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -93,28 +95,37 @@ impl Replica {
             let end = match launcher.spawn(&self.place, &variables) {
                 Ok(child) => match self.watch(child, &launcher, &stop).await {
                     Life::Stopped { in_time } => return in_time,
-                    Life::Died(status) => {
+                    // Somebody has told it to stop, and it did so in order: a restart is what he wants.
+                    Life::Ended(Ok(status)) if status.success() => None,
+                    Life::Ended(Ok(status)) => {
                         if status.code() == Some(i32::from(crate::EXIT_USAGE)) {
                             let exit = FatalExit { name: self.place.name.clone(), status };
                             // Full: the supervisor stops already.
                             let _ = launcher.fatal.try_send(exit);
                         }
-                        status.to_string()
+                        Some(status.to_string())
                     }
+                    Life::Ended(Err(error)) => Some(format!("it cannot be waited for: {error}")),
                 },
-                Err(error) => format!("it cannot be started: {error}"),
+                Err(error) => Some(format!("it cannot be started: {error}")),
             };
-            deaths = if started.elapsed() >= STEADY_AFTER { 1 } else { deaths + 1 };
-            let pause = plan::pause(deaths);
-            tracing::warn!(replica = %self.place.name, %end, ?pause, "a process has died; it is started again");
+            let (reason, pause) = match end {
+                None => {
+                    tracing::info!(replica = %self.place.name, "a process was told to stop; it is started again");
+                    deaths = 0;
+                    ("it was told to stop, and is started again".to_owned(), Duration::ZERO)
+                }
+                Some(end) => {
+                    deaths = if started.elapsed() >= STEADY_AFTER { 1 } else { deaths + 1 };
+                    let pause = plan::pause(deaths);
+                    tracing::warn!(replica = %self.place.name, %end, ?pause, "a process has died; it is started again");
+                    (format!("it has died: {end}"), pause)
+                }
+            };
             {
                 let mut status = self.lock();
-                *status = Status {
-                    pid: None,
-                    ready: false,
-                    reason: Some(format!("it has died: {end}")),
-                    restarts: status.restarts + 1,
-                };
+                let restarts = status.restarts + 1;
+                *status = Status { pid: None, ready: false, reason: Some(reason), restarts };
             }
             tokio::select! {
                 () = stop.cancelled() => return true,
@@ -131,7 +142,7 @@ impl Replica {
         }
         self.lock().pid = child.id();
         tokio::select! {
-            ended = child.wait() => return Life::Died(ended.unwrap_or_default()),
+            ended = child.wait() => return Life::Ended(ended),
             never = self.ask_again_and_again(&launcher.probe) => match never {},
             () = stop.cancelled() => {}
         }
@@ -163,7 +174,9 @@ impl Replica {
 
 /// How a child's life ended.
 enum Life {
-    Died(ExitStatus),
+    /// By itself, or by somebody who is not the supervisor.
+    Ended(io::Result<ExitStatus>),
+    /// By the supervisor's word.
     Stopped { in_time: bool },
 }
 

@@ -38,8 +38,12 @@ async fn servers_may_come_late_and_go_and_come_back() {
     drop(shop);
 
     // And nothing of what is bought now is the worse for it.
-    let mut ordeal =
-        Ordeal::begin("servers", options(&dir, &engines, 0), Habits { refusals_are_fine: true }).await;
+    let mut ordeal = Ordeal::begin(
+        "servers",
+        options(&dir, &engines, 0),
+        Habits { refusals_are_fine: true, ..Habits::default() },
+    )
+    .await;
     let shop = ordeal.open().await;
     until("much is bought", BACK_WITHIN, async || ordeal.ledger().acknowledged().len() > 50).await;
     mariadb.kill().unwrap();

@@ -11,9 +11,12 @@ use super::{ALL_PROCESSES, BACK_WITHIN, GONE_WITHIN, PROCESSES, all_are_ready, o
 #[tokio::test(flavor = "multi_thread")]
 async fn whoever_is_killed_comes_back_and_nothing_is_lost() {
     let (dir, engines) = (TempDir::new(), Engines::shared());
-    let mut ordeal =
-        Ordeal::begin("processes", options(&dir, &engines, PROCESSES), Habits { refusals_are_fine: true })
-            .await;
+    let mut ordeal = Ordeal::begin(
+        "processes",
+        options(&dir, &engines, PROCESSES),
+        Habits { refusals_are_fine: true, ..Habits::default() },
+    )
+    .await;
     let shop = ordeal.open().await;
     let replicas = shop.replicas().await;
     let services: BTreeSet<&str> = replicas.iter().map(|replica| replica.service.as_str()).collect();

@@ -22,8 +22,6 @@ use crate::wait::until;
 pub const SEED_VARIABLE: &str = "SAGALINE_TEST_SEED";
 
 const CUSTOMERS: usize = 3;
-/// Purchases that one customer asks for at a time.
-const BUYERS_PER_CUSTOMER: usize = 3;
 /// What makes a process end by itself does so within this time.
 const DIES_WITHIN: Duration = Duration::from_secs(60);
 /// After the last start everything ends within this time.
@@ -41,6 +39,7 @@ pub struct Ordeal {
     dice: Dice,
     begun: Instant,
     options: Options,
+    habits: Habits,
     gate: Gate,
     ledger: Arc<Ledger>,
     catalogue: Arc<Catalogue>,
@@ -77,6 +76,7 @@ impl Ordeal {
             dice: Dice::new(seed),
             begun,
             options,
+            habits,
             gate: Gate::default(),
             ledger: Arc::default(),
             stock: catalogue.stock(),
@@ -87,19 +87,26 @@ impl Ordeal {
             kills: 1,
             starts,
         };
-        ordeal.let_in(habits);
+        ordeal.let_in();
         ordeal
     }
 
-    fn let_in(&mut self, habits: Habits) {
+    fn let_in(&mut self) {
         for customer in &self.customers {
             let (ledger, dice) = (Arc::clone(&self.ledger), self.dice.fork());
             let follow = follow_until_closed(self.gate.address(), customer.clone(), ledger, dice);
             self.followers.push(tokio::spawn(follow));
-            for _ in 0..BUYERS_PER_CUSTOMER {
+        }
+        self.let_buyers_in();
+    }
+
+    fn let_buyers_in(&mut self) {
+        for customer in &self.customers {
+            for _ in 0..self.habits.buyers_per_customer {
                 let (catalogue, ledger) = (Arc::clone(&self.catalogue), Arc::clone(&self.ledger));
                 let (address, dice) = (self.gate.address(), self.dice.fork());
-                let buy = buy_until_last_call(address, customer.clone(), catalogue, ledger, dice, habits);
+                let buy =
+                    buy_until_last_call(address, customer.clone(), catalogue, ledger, dice, self.habits);
                 self.buyers.push(tokio::spawn(buy));
             }
         }
@@ -233,31 +240,18 @@ impl Ordeal {
     /// When anything does not add up.
     pub async fn end_in(mut self, mut shop: Shop) -> Totals {
         self.starts.push(shop.ready_after());
-        let (client, healed) = (shop.client(), Instant::now());
-        self.gate.last_call(client.clone());
-        let all_answered = async || self.buyers.iter().all(JoinHandle::is_finished);
-        until("every key is answered", ALL_ENDED_WITHIN, all_answered).await;
-        until("every purchase has ended, and whoever follows was told", ALL_ENDED_WITHIN, async || {
-            let ended = traffic::all_ended(&client, &self.customers).await;
-            self.ledger.assert_no_faults();
-            ended.is_some_and(|ids| self.ledger.were_told_the_end_of(&ids))
-        })
-        .await;
-        let healed = healed.elapsed();
+        let (client, healed) = (shop.client(), self.is_quiet(&shop).await);
+        let slowest = self.ledger.take_slowest();
         let totals = traffic::audit(&client, &self.customers, &self.catalogue, &self.ledger).await;
         self.check_databases();
         self.gate.close();
-        for task in self.buyers.drain(..).chain(self.followers.drain(..)) {
-            if let Err(panicked) = task.await {
-                panic!("a customer's task: {panicked}");
-            }
-        }
+        all_in_order(self.followers.drain(..)).await;
         let status = shop.terminate().await;
         assert!(status.success(), "{status}:\n{}", tail(&shop.stderr()));
         let report = self.check_databases();
         self.starts.sort_unstable();
         println!(
-            "{}: seed {}, {} deaths in {:.1?}, healed after {healed:.1?}\n  {totals:?}\n  {:?}\n  {report}\n  \
+            "{}: seed {}, {} deaths in {:.1?}, healed after {healed:.1?}, the slowest purchase took {slowest:.1?}\n  {totals:?}\n  {:?}\n  {report}\n  \
              ready after {:.0?} (median), {:.0?} (slowest)",
             self.name,
             self.seed,
@@ -270,6 +264,41 @@ impl Ordeal {
         totals
     }
 
+    /// What has happened to this shop is over: everything ends, and everything adds up in its databases. Then the customers go on.
+    /// Returns what was found there.
+    ///
+    /// # Panics
+    /// When anything does not.
+    pub async fn reckon(&mut self, shop: &Shop, what: &str) -> checks::Report {
+        let (healed, slowest) = (self.is_quiet(shop).await, self.ledger.take_slowest());
+        let report = self.check_databases();
+        println!(
+            "{}: {what}, after {:.1?}: healed after {healed:.1?}, the slowest purchase took {slowest:.1?}; {:?}\n  {report}",
+            self.name,
+            self.begun.elapsed(),
+            self.ledger.figures()
+        );
+        self.gate.open(shop.client());
+        self.let_buyers_in();
+        report
+    }
+
+    /// Nothing new is begun, and all that was has ended. Tells how long that took.
+    async fn is_quiet(&mut self, shop: &Shop) -> Duration {
+        let (client, begun) = (shop.client(), Instant::now());
+        self.gate.last_call(client.clone());
+        let all_answered = async || self.buyers.iter().all(JoinHandle::is_finished);
+        until("every key is answered", ALL_ENDED_WITHIN, all_answered).await;
+        all_in_order(self.buyers.drain(..)).await;
+        until("every purchase has ended, and whoever follows was told", ALL_ENDED_WITHIN, async || {
+            let ended = traffic::all_ended(&client, &self.customers).await;
+            self.ledger.assert_no_faults();
+            ended.is_some_and(|ids| self.ledger.were_told_the_end_of(&ids))
+        })
+        .await;
+        begun.elapsed()
+    }
+
     fn check_databases(&self) -> checks::Report {
         match checks::check(self.options.books.clone(), &self.expected()) {
             Ok(report) => {
@@ -277,6 +306,14 @@ impl Ordeal {
                 report
             }
             Err(error) => panic!("the databases cannot be read: {error}"),
+        }
+    }
+}
+
+async fn all_in_order(tasks: impl Iterator<Item = JoinHandle<()>>) {
+    for task in tasks {
+        if let Err(panicked) = task.await {
+            panic!("a customer's task: {panicked}");
         }
     }
 }

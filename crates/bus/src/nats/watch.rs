@@ -11,7 +11,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use futures_util::future::join_all;
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, sleep, timeout};
 
 use super::Shared;
 use super::queue::To;
@@ -19,6 +19,10 @@ use super::topology::{self, Existing, Trouble};
 
 /// How soon it is tried again when something could not be made, or found.
 const AGAIN: Duration = Duration::from_millis(200);
+
+/// How long one look at a stream may take. A cluster that has no leader yet answers nothing, and who asked it then would wait in vain
+/// for longer than it takes to elect one. What one look has begun the next one finds.
+const LOOK_FOR: Duration = Duration::from_secs(2);
 
 /// Looks now and then, at once when somebody is in doubt or a connection was made, and soon again after trouble.
 pub(super) async fn run(shared: Arc<Shared>) {
@@ -36,7 +40,10 @@ pub(super) async fn run(shared: Arc<Shared>) {
         }
         let began = Instant::now();
         let streams = shared.streams();
-        let looking = streams.iter().map(|stream| shared.ensure_as(*stream, Existing::Leave));
+        let looking = streams.iter().map(async |stream| {
+            let looked = timeout(LOOK_FOR, shared.ensure_as(*stream, Existing::Leave)).await;
+            looked.unwrap_or_else(|_| Err(Trouble::Unanswered(format!("no answer within {LOOK_FOR:?}"))))
+        });
         let found = join_all(looking).await;
         for (stream, found) in streams.iter().zip(&found) {
             let name = stream.plan().name();

@@ -184,8 +184,9 @@ impl Audit<'_> {
         ordered: &BTreeMap<u64, i64>,
     ) {
         let wanted = if committed { 200 } else { 404 };
-        let Some(order) = self.get(&format!("/api/order/{id}"), customer).await else { return };
-        let Some(payment) = self.get(&format!("/api/payment/{id}"), customer).await else { return };
+        let (order, payment) = (format!("/api/order/{id}"), format!("/api/payment/{id}"));
+        let answers = tokio::join!(self.get(&order, customer), self.get(&payment, customer));
+        let (Some(order), Some(payment)) = answers else { return };
         if (order.status, payment.status) != (wanted, wanted) {
             let found = (order.status, payment.status);
             return self.ledger.fault(format!(

@@ -5,11 +5,19 @@ use std::sync::Arc;
 use super::{Address, Cart, Catalogue, Customer, Ledger};
 use crate::dice::Dice;
 
-/// What a buyer puts up with.
-#[derive(Clone, Copy, Debug, Default)]
+/// What a buyer puts up with, and how many there are.
+#[derive(Clone, Copy, Debug)]
 pub struct Habits {
-    /// 503 with Retry-After is an answer that may come, such as while the disk is full.
+    /// 503 with Retry-After is an answer that may come, such as while the disk is full. What has a key is then sent again.
     pub refusals_are_fine: bool,
+    /// Purchases that one customer asks for at a time.
+    pub buyers_per_customer: usize,
+}
+
+impl Default for Habits {
+    fn default() -> Habits {
+        Habits { refusals_are_fine: false, buyers_per_customer: 3 }
+    }
 }
 
 /// Out of a hundred purchases, those with a key.
@@ -80,7 +88,8 @@ impl Buyer<'_> {
                         ledger.fault(format!("a 503 without Retry-After: {}", answer.body));
                     }
                     ledger.refused();
-                    return None;
+                    key?;
+                    address.moved().await;
                 }
                 Ok(answer) => {
                     let (status, body) = (answer.status, answer.body);

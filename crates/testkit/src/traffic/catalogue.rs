@@ -65,6 +65,11 @@ impl Catalogue {
         self.plenty.iter().chain([&self.scarce, &self.dear])
     }
 
+    /// A cart that succeeds.
+    pub fn plenty_of_one(&self) -> Cart {
+        Cart { lines: vec![(self.plenty[0].id, 1)] }
+    }
+
     /// A cart of the usual mix: mostly plain, some with a product twice, some with what is scarce, some too dear.
     pub fn cart(&self, dice: &mut Dice) -> Cart {
         let any = |dice: &mut Dice| self.plenty[dice.below(self.plenty.len() as u64) as usize].id;

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use tokio::sync::Notify;
 
@@ -24,8 +25,10 @@ struct State {
     bought: BTreeMap<u64, Bought>,
     keys: BTreeMap<String, u64>,
     told: BTreeMap<u64, Told>,
-    /// Acknowledged purchases of each customer whose end was not told yet.
-    under_way: BTreeMap<usize, BTreeSet<u64>>,
+    /// Acknowledged purchases of each customer whose end was not told yet, and when they were acknowledged.
+    under_way: BTreeMap<usize, BTreeMap<u64, Instant>>,
+    /// The longest time between a purchase's acknowledgement and its end.
+    slowest: Duration,
     /// Purchases whose order was announced and was not there.
     orders_missing: BTreeSet<u64>,
     figures: Figures,
@@ -60,6 +63,8 @@ pub(super) struct Step {
 pub struct Figures {
     /// Purchases answered 201, each once.
     pub acknowledged: usize,
+    /// Purchases whose end was told, acknowledged or not.
+    pub ended: usize,
     /// Requests answered 201 again with the same purchase.
     pub repeated: usize,
     /// Requests without an answer.
@@ -118,7 +123,7 @@ impl Ledger {
             state.keys.insert(key.to_owned(), id);
         }
         if !state.told.get(&id).is_some_and(|told| told.ended) {
-            state.under_way.entry(customer).or_default().insert(id);
+            state.under_way.entry(customer).or_default().insert(id, Instant::now());
         }
     }
 
@@ -185,8 +190,10 @@ impl Ledger {
         told.steps.push(step);
         if let Some(Look::AtEnd { .. }) = look {
             told.ended = true;
-            if let Some(ids) = state.under_way.get_mut(&customer) {
-                ids.remove(&id);
+            state.figures.ended += 1;
+            let acknowledged = state.under_way.get_mut(&customer).and_then(|ids| ids.remove(&id));
+            if let Some(acknowledged) = acknowledged {
+                state.slowest = state.slowest.max(acknowledged.elapsed());
             }
             self.ended.notify_waiters();
         }
@@ -210,6 +217,11 @@ impl Ledger {
     /// The counts so far.
     pub fn figures(&self) -> Figures {
         self.state().figures
+    }
+
+    /// The longest time that a purchase took from its acknowledgement to its end as its stream told it, since this was last asked.
+    pub fn take_slowest(&self) -> Duration {
+        std::mem::take(&mut self.state().slowest)
     }
 
     /// Every purchase that was answered 201.

@@ -1,0 +1,159 @@
+//! Clocks that are wrong, and that are set back under load, on many replicas of one service: row 20 of the list of faults.
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+
+use testkit::checks::{self, Expected};
+use testkit::traffic::{Cart, Customer, Product};
+use testkit::{Client, Engines, Shop, TempDir, until};
+use tokio::io::{AsyncBufReadExt, BufReader};
+use tokio::process::{Child, Command};
+
+use super::{SOON, options, saga, turn};
+
+/// Replicas of purchase beside those of the shop, all on one database.
+const REPLICAS: usize = 16;
+/// Purchases that each is asked for at a time.
+const AT_ONCE: usize = 6;
+/// How wrong the clocks are, by replica: some are right, some are wrong all the time.
+const ALWAYS: [&str; 4] = ["+0", "-10", "-3600", "+3600"];
+/// What becomes of the others' clocks in the middle of it.
+const LATER: [&str; 4] = ["-10", "-3600", "+3600", "-86400"];
+
+/// A replica of the purchase service, whose clock is what a file says.
+struct Replica {
+    process: Child,
+    clock: PathBuf,
+    client: Client,
+}
+
+/// `libfaketime`, as the program of its package knows where it is.
+async fn library() -> String {
+    let line = ["-f", "+0", "sh", "-c", "echo $LD_PRELOAD"];
+    let output =
+        Command::new("faketime").args(line).output().await.expect("the package faketime is installed");
+    String::from_utf8(output.stdout).unwrap().trim().to_owned()
+}
+
+fn set(clock: &Path, offset: &str) {
+    // As a whole: it is read all the time.
+    let new = clock.with_extension("new");
+    std::fs::write(&new, format!("{offset}\n")).unwrap();
+    std::fs::rename(new, clock).unwrap();
+}
+
+/// What all replicas are told.
+struct Site<'s> {
+    dir: &'s Path,
+    library: String,
+    variables: Vec<(String, String)>,
+}
+
+impl Site<'_> {
+    async fn start(&self, number: usize) -> Replica {
+        let clock = self.dir.join(format!("clock-{number}"));
+        if !clock.exists() {
+            set(&clock, ALWAYS[number % ALWAYS.len()]);
+        }
+        let mut command = saga();
+        command.args(["run", "purchase", "--listen", "127.0.0.1:0", "--admin-listen", "127.0.0.1:0"]);
+        command.arg("--data-dir").arg(self.dir.join("data"));
+        command.envs(self.variables.iter().map(|(name, value)| (name, value)));
+        command.env("SAGA_LOG__FORMAT", "json").env("LD_PRELOAD", &self.library);
+        command.env("FAKETIME_TIMESTAMP_FILE", &clock).env("FAKETIME_NO_CACHE", "1");
+        // Time that only goes on does so, whatever is done to the clock on the wall.
+        command.env("FAKETIME_DONT_FAKE_MONOTONIC", "1").env("DONT_FAKE_MONOTONIC", "1");
+        command.stdout(Stdio::null()).stderr(Stdio::piped());
+        let mut process = command.spawn().unwrap();
+        let mut lines = BufReader::new(process.stderr.take().unwrap()).lines();
+        let ready = async {
+            while let Some(line) = lines.next_line().await.unwrap() {
+                let Ok(line) = serde_json::from_str::<serde_json::Value>(&line) else { continue };
+                if line["message"] == "ready" {
+                    return Some(Client::new(format!("http://{}", line["http"].as_str().unwrap())));
+                }
+            }
+            None
+        };
+        let client = tokio::time::timeout(SOON, ready).await.unwrap().expect("it ended before it was ready");
+        // What else it says is not for us, but has to go somewhere.
+        tokio::spawn(async move { while let Ok(Some(_)) = lines.next_line().await {} });
+        Replica { process, clock, client }
+    }
+}
+
+/// Each replica is asked for purchases by many at the same time; every id is a new one.
+async fn buy_everywhere(replicas: &[Replica], customer: &Customer, cart: &Cart, ids: &mut BTreeSet<u64>) {
+    let asking = replicas.iter().flat_map(|replica| {
+        (0..AT_ONCE).map(|_| async { customer.buy(&replica.client, cart, None).await.unwrap() })
+    });
+    for answer in futures_util::future::join_all(asking).await {
+        assert_eq!(answer.status, 201, "{}", answer.body);
+        let id = answer.json()["purchase_id"].as_u64().unwrap();
+        assert!(id < 1 << 53 && ids.insert(id), "id {id} came twice");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn ids_stay_unique_on_sixteen_replicas_whatever_their_clocks_say() {
+    let _turn = turn().await;
+    let (dir, engines) = (TempDir::new(), Engines::shared());
+    // A token is good on a replica whose clock is hours off.
+    let options = options(&dir, &engines).env("SAGA_ACCOUNT__ACCESS_TOKEN_SECONDS", "86400");
+    let mut shop = Shop::start(options).await.unwrap();
+    let client = shop.client();
+    let customer = Customer::sign_up(&client, 1).await;
+    let kettle = Product::create(&client, "kettle", 100, 1_000_000).await;
+    let cart = Cart { lines: vec![(kettle.id, 1)] };
+
+    let mut variables = engines.variables();
+    for service in ["account", "product"] {
+        let replicas = shop.replicas().await;
+        let of_service = replicas.iter().filter(|replica| replica.service == service);
+        let list = of_service.map(|replica| replica.api.as_str()).collect::<Vec<_>>().join(",");
+        variables.push((format!("SAGA_PEERS__{}", service.to_uppercase()), list));
+    }
+    let site = Site { dir: dir.path(), library: library().await, variables };
+    let mut replicas = Vec::new();
+    for starting in (0..REPLICAS).collect::<Vec<_>>().chunks(4) {
+        let started = starting.iter().map(|number| site.start(*number));
+        replicas.extend(futures_util::future::join_all(started).await);
+    }
+
+    let mut ids = BTreeSet::new();
+    for _ in 0..2 {
+        buy_everywhere(&replicas, &customer, &cart, &mut ids).await;
+    }
+    for (number, replica) in replicas.iter().enumerate().skip(REPLICAS / 2) {
+        set(&replica.clock, LATER[number % LATER.len()]);
+    }
+    for _ in 0..2 {
+        buy_everywhere(&replicas, &customer, &cart, &mut ids).await;
+    }
+    // Some die, and come back with their clocks as wrong as they were.
+    for number in (0..REPLICAS).step_by(3) {
+        replicas[number].process.kill().await.unwrap();
+        replicas[number] = site.start(number).await;
+    }
+    for _ in 0..2 {
+        buy_everywhere(&replicas, &customer, &cart, &mut ids).await;
+    }
+
+    until("every purchase has ended", SOON, async || {
+        let ended = testkit::traffic::all_ended(&client, std::slice::from_ref(&customer)).await;
+        ended.is_some_and(|ended| ended.is_superset(&ids))
+    })
+    .await;
+    let expected = Expected {
+        stock: [(kettle.id, kettle.stock)].into(),
+        acknowledged: ids.clone(),
+        ..Expected::default()
+    };
+    let report = checks::check(engines.books(), &expected).unwrap();
+    report.assert_clean();
+    assert_eq!(report.accepted, ids.len());
+    println!("{report}");
+    drop(replicas);
+    assert!(shop.terminate().await.success());
+}
