@@ -480,9 +480,9 @@ fn is_name(text: &str) -> bool {
 fn is_endpoint(text: &str) -> bool {
     let parsed: Option<axum::http::Uri> = text.parse().ok();
     parsed.is_some_and(|uri| {
-        uri.scheme_str() == Some("http")
-            && uri.host().is_some_and(|host| !host.is_empty())
-            && uri.port().is_some()
+        let login = uri.authority().is_some_and(|authority| authority.as_str().contains('@'));
+        let somewhere = uri.host().is_some_and(|host| !host.is_empty()) && uri.port().is_some();
+        uri.scheme_str() == Some("http") && somewhere && !login
     })
 }
 

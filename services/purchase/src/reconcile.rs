@@ -278,8 +278,9 @@ impl Reconciler {
             let Next::Start { mode, tries, .. } = next else { continue };
             untried.push((due.id, tries));
             tracing::debug!(purchase = due.id, trace = due.trace, ?mode, tries = due.tries, "replaying");
-            let start = start_message(due.id, mode, due.created_at, &due.input, &due.trace, &mut pen);
             traced.add(frame.len(), due.trace.as_bytes(), Cause::Span);
+            let trace = traced.carry(frame.len()).unwrap_or(due.trace);
+            let start = start_message(due.id, mode, due.created_at, &due.input, &trace, &mut pen);
             traced.calls_for(frame.len(), ORCHESTRATOR.0, start.id.number());
             frame.push(start);
         }

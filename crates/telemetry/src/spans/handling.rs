@@ -1,8 +1,9 @@
 //! A batch of messages that are handled together: for each sampled one among them, what was done for it.
 //!
-//! A message's span has an id that follows from the message's own, so whoever handles it knows the span above without being told:
-//! spans nest from hop to hop, and what travels stays what it is. A message that is published again, because nobody knows
-//! whether it was taken or because its saga is started again, is the same message, and so is its span.
+//! A message's span has an id that follows from the message's own and from the `traceparent` that it carries, so whoever handles
+//! it knows the span above without being told: spans nest from hop to hop, and what travels stays what it is. A saga that is
+//! started again carries another one ([`Handling::carry`]). A message that is published twice, because nobody knows whether it
+//! was taken, is the same message, and so is its span.
 
 use std::time::SystemTime;
 
@@ -32,6 +33,8 @@ pub struct Handling {
 #[derive(Debug)]
 struct Handled {
     place: usize,
+    /// What its messages have in their `traceparent`.
+    carried: TraceContext,
     context: TraceContext,
     parent: u64,
     details: Vec<(&'static str, Detail)>,
@@ -40,7 +43,8 @@ struct Handled {
 /// A message that one of them calls for and that was not published yet.
 #[derive(Debug)]
 struct Outgoing {
-    cause: TraceContext,
+    carried: TraceContext,
+    cause: u64,
     to: &'static str,
     id: u128,
 }
@@ -65,7 +69,17 @@ impl Handling {
         if let Cause::Message(id) = cause {
             details.push(("messaging.message.id", message_id(id)));
         }
-        self.each.push(Handled { place, context: saga.child(fastrand::fill), parent, details });
+        let (carried, context) = (saga, saga.child(fastrand::fill));
+        self.each.push(Handled { place, carried, context, parent, details });
+    }
+
+    /// The `traceparent` that the messages of the one at this place carry from now on, because they are to be told from earlier ones;
+    /// none if it is not recorded: then theirs stands.
+    pub fn carry(&mut self, place: usize) -> Option<String> {
+        let index = self.find(place)?;
+        let handled = &mut self.each[index];
+        handled.carried = handled.context;
+        Some(handled.carried.to_string())
     }
 
     /// Says more about the one at this place.
@@ -78,8 +92,9 @@ impl Handling {
     /// Remembers that the one at this place calls for this message.
     pub fn calls_for(&mut self, place: usize, to: &'static str, id: u128) {
         if let Some(index) = self.find(place) {
-            let cause = self.each[index].context;
-            self.outgoing.push(Outgoing { cause, to, id });
+            let Handled { carried, context, .. } = &self.each[index];
+            let (carried, cause) = (*carried, context.span_id());
+            self.outgoing.push(Outgoing { carried, cause, to, id });
         }
     }
 
@@ -111,7 +126,7 @@ impl Handling {
         let interval = Interval::since(began);
         self.outgoing.retain(|outgoing| {
             if outgoing.to == to && taken {
-                let context = span_of_message(&outgoing.cause, outgoing.id);
+                let context = span_of_message(&outgoing.carried, outgoing.id);
                 let details = [
                     ("messaging.destination.name", Detail::Name(to)),
                     ("messaging.operation.name", Detail::Name("publish")),
@@ -119,7 +134,7 @@ impl Handling {
                     ("messaging.message.id", message_id(outgoing.id)),
                     ("messaging.batch.message_count", Detail::Count(messages as u64)),
                 ];
-                let (parent, name) = (Some(outgoing.cause.span_id()), format!("publish {to}"));
+                let (parent, name) = (Some(outgoing.cause), format!("publish {to}"));
                 self.spans.record(&context, parent, Kind::Producer, name, interval, &details);
             }
             outgoing.to != to
@@ -163,12 +178,12 @@ fn message_id(id: u128) -> Detail {
     Detail::Text(format!("{}.{:x}", (id >> 64) as u64, id as u64))
 }
 
-/// Where the publication of a message is in its saga's trace: a function of both, so that all agree.
-fn span_of_message(trace: &TraceContext, id: u128) -> TraceContext {
-    let trace_id = trace.trace_id();
-    let parts = [(trace_id >> 64) as u64, trace_id as u64, (id >> 64) as u64, id as u64];
+/// Where the publication of a message is in the trace that it carries: a function of both, so that all agree.
+fn span_of_message(carried: &TraceContext, id: u128) -> TraceContext {
+    let (trace, span) = (carried.trace_id(), carried.span_id());
+    let parts = [(trace >> 64) as u64, trace as u64, span, (id >> 64) as u64, id as u64];
     let mixed = parts.into_iter().fold(0, |mixed, part| mix(mixed ^ part));
-    trace.child(|bytes| bytes.copy_from_slice(&mixed.to_be_bytes()))
+    carried.child(|bytes| bytes.copy_from_slice(&mixed.to_be_bytes()))
 }
 
 /// The finisher of SplitMix64 (Steele, Lea and Flood, 2014): every bit of the result depends on every bit of the number.
@@ -191,9 +206,11 @@ mod tests {
             .map(|id| span_of_message(&trace(1), id).span_id())
             .collect();
         assert_eq!(ids.len(), 10_000);
-        assert_eq!(span_of_message(&trace(1), 5), span_of_message(&trace(2), 5), "whoever asks");
-        let other = TraceContext::new(8, 1, true).unwrap();
-        assert_ne!(span_of_message(&trace(1), 5).span_id(), span_of_message(&other, 5).span_id());
+        let own = span_of_message(&trace(1), 5);
+        assert_eq!(own, span_of_message(&trace(1), 5), "whoever asks");
+        for other in [TraceContext::new(8, 1, true).unwrap(), trace(2)] {
+            assert_ne!(own.span_id(), span_of_message(&other, 5).span_id());
+        }
     }
 
     #[test]

@@ -42,8 +42,11 @@ impl Spans {
                 (new.with_sampled(sink.sampler.picks(new.trace_id())), None)
             }
         };
-        let began = self.clock()?;
-        let name = if context.sampled() { name().into() } else { Cow::Borrowed("") };
+        // Nobody wants to know more of one that is not recorded.
+        let (name, began) = match context.sampled() {
+            true => (name().into(), self.clock()?),
+            false => (Cow::Borrowed(""), SystemTime::UNIX_EPOCH),
+        };
         Some(Serving { spans: self.clone(), context, parent, name, details: Vec::new(), began, ended: false })
     }
 }
@@ -82,7 +85,7 @@ impl Serving {
 impl Drop for Serving {
     /// What is below it was recorded, so it must be there.
     fn drop(&mut self) {
-        if !self.ended {
+        if !self.ended && self.context.sampled() {
             self.say([(ERROR_TYPE, Detail::Name("cancelled"))]);
             self.record();
         }
