@@ -337,6 +337,70 @@ mod tests {
         assert_eq!(lines, whole, "nothing is missed and nothing comes twice");
     }
 
+    /// A live stream, right behind a chunk, and what tells it.
+    fn live(db: Db) -> (Feed, tokio::sync::mpsc::Sender<Arc<News>>) {
+        let (tell, news) = tokio::sync::mpsc::channel(200);
+        let feed = Feed {
+            db,
+            customer_id: 9,
+            teller: teller("0"),
+            subscription: Subscription { announced: 0, open: Vec::new(), news },
+            stage: Stage::Live,
+            held: Vec::new(),
+            stop: Box::pin(CancellationToken::new().cancelled_owned()),
+            sent_at: Instant::now(),
+            silent: Box::pin(tokio::time::sleep(KEEP_ALIVE)),
+        };
+        (feed, tell)
+    }
+
+    fn progress(id: u64, steps: usize) -> Arc<News> {
+        let path = success().entries()[..steps].iter().cloned().collect();
+        Arc::new(News { id, started_at: 1_000, path, finished_no: None })
+    }
+
+    fn count(chunk: &Bytes) -> usize {
+        std::str::from_utf8(chunk).unwrap().matches("event: data").count()
+    }
+
+    #[tokio::test]
+    async fn progress_right_behind_a_chunk_waits_for_more_and_an_end_takes_it_along() {
+        let place = testdb::TestDb::sqlite();
+        let db = place.open(crate::MIGRATIONS);
+        tokio::time::pause();
+        let (mut feed, tell) = live(db);
+        let begun = Instant::now();
+        tell.send(progress(7, 0)).await.unwrap();
+        tell.send(progress(8, 0)).await.unwrap();
+        let late = async {
+            tokio::time::sleep(PROGRESS_EVERY / 2).await;
+            tell.send(progress(7, 1)).await.unwrap();
+        };
+        let (chunk, ()) = tokio::join!(feed.next(), late);
+        assert_eq!(count(&chunk.unwrap()), 4, "1 of 8, 3 of 7");
+        // Timers go off at whole milliseconds.
+        assert!((PROGRESS_EVERY..PROGRESS_EVERY * 2).contains(&begun.elapsed()), "{:?}", begun.elapsed());
+
+        let begun = Instant::now();
+        tell.send(progress(8, 1)).await.unwrap();
+        let end = News { id: 7, started_at: 1_000, path: success(), finished_no: Some(1) };
+        tell.send(Arc::new(end)).await.unwrap();
+        let chunk = feed.next().await.unwrap();
+        assert_eq!((count(&chunk), begun.elapsed()), (5, Duration::ZERO), "2 of 8, the last 3 of 7");
+
+        // After a quiet time, progress is told at once.
+        tokio::time::sleep(PROGRESS_EVERY).await;
+        let begun = Instant::now();
+        tell.send(progress(8, 2)).await.unwrap();
+        assert_eq!((count(&feed.next().await.unwrap()), begun.elapsed()), (2, Duration::ZERO));
+
+        // And so is as much as one chunk holds.
+        for id in 0..CHUNK_NEWS as u64 {
+            tell.send(progress(100 + id, 0)).await.unwrap();
+        }
+        assert_eq!((count(&feed.next().await.unwrap()), begun.elapsed()), (CHUNK_NEWS, Duration::ZERO));
+    }
+
     #[test]
     fn a_stream_resumes_behind_every_event() {
         let failed = path(&[
