@@ -78,7 +78,9 @@ async fn every_process_is_restarted_and_no_customer_notices() {
     let (dir, engines) = (TempDir::new(), Engines::shared());
     let program: PathBuf = dir.path().join("saga");
     install(&program);
-    let options = Options { binary: program.clone(), ..options(&dir, &engines) };
+    // A machine that stands still for seconds closes no connection that somebody is about to use.
+    let options = options(&dir, &engines).env("SAGA_HTTP__HEAD_TIMEOUT_MS", "60000");
+    let options = Options { binary: program.clone(), ..options };
     let mut ordeal = Ordeal::begin("rolling restart", options, CROWD).await;
     let shop = ordeal.open().await;
     install(&program);
