@@ -52,7 +52,8 @@ pub(crate) async fn parts(bench: &Bench) -> Result<Findings, Error> {
     read(&home, &mut figures)?;
     figures.sort_by_key(|figure| order(&figure.what));
     let notes = vec![
-        "In one process, without sockets, on the disk of the target directory; the median of criterion's samples."
+        "In one process, on the disk of the target directory, and without sockets but for the gateway; the median of \
+         criterion's samples."
             .to_owned(),
     ];
     Ok(Findings { figures, notes, ..Findings::default() })

@@ -9,6 +9,7 @@ mod accept;
 mod barrier;
 mod bus;
 mod engine;
+mod gateway;
 mod messages;
 mod place;
 mod reads;
@@ -35,6 +36,6 @@ criterion_group! {
     name = parts;
     config = settings();
     targets = engine::benches, messages::benches, tokens::benches, bus::benches, barrier::benches, reads::benches,
-        accept::benches
+        accept::benches, gateway::benches
 }
 criterion_main!(parts);
