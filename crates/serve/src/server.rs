@@ -8,10 +8,15 @@
 //! hyper starts the clock of a request's head when it begins to wait for it. So `head_timeout_ms` is also
 //! how long a kept-alive connection may be idle.
 //!
+//! A client that has just sent something on a kept-alive connection which the server closes cannot know whether it was handled. So at a
+//! shutdown HTTP/1.1 connections are not closed at once: for a moment each further request is answered with `Connection: close`, and
+//! only who sends none is closed. HTTP/2 has a frame for it.
+//!
 //! One port takes HTTP/1.1 and HTTP/2 without TLS ("prior knowledge"), as gRPC clients speak it: a connection's first
 //! bytes tell which. HTTP/1.1 pays one more read for each connection, and nothing for a request. An HTTP/2 connection without a
 //! request is told to go after one to two times `head_timeout_ms`; one whose peer no longer answers pings is closed.
 
+use std::convert::Infallible;
 use std::fmt;
 use std::future::Future;
 use std::io;
@@ -26,7 +31,7 @@ use std::time::Duration;
 use axum::body::{Body, Bytes, HttpBody};
 use axum::extract::ConnectInfo;
 use http::Request;
-use http::header::{HeaderMap, HeaderName};
+use http::header::{CONNECTION, HeaderMap, HeaderName, HeaderValue};
 use hyper::body::{Frame, Incoming, SizeHint};
 use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
@@ -41,6 +46,12 @@ use tokio_util::task::TaskTracker;
 use tower::Service;
 
 use crate::edge::{Answering, Protected};
+
+/// How long a shutdown waits for a further request on an HTTP/1.1 connection, to answer it and say that it is the last.
+const LINGER: Duration = Duration::from_millis(250);
+
+/// Connections that are taken at most after a shutdown has begun: those that were made before it.
+const LAST_CONNECTIONS: u32 = 1024;
 
 /// How long the server pauses after a failed `accept`, such as one for want of file descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
@@ -104,7 +115,7 @@ pub struct Drained {
     pub cut_off: usize,
 }
 
-/// Serves HTTP/1.1 and HTTP/2 until `shutdown`, then stops accepting, closes idle connections, lets requests in flight
+/// Serves HTTP/1.1 and HTTP/2 until `shutdown`, then stops accepting, sends clients away, lets requests in flight
 /// finish until the deadline, and returns. An event stream has to end itself on the same token.
 ///
 /// Handlers find the client's address as `ConnectInfo<SocketAddr>`.
@@ -197,12 +208,19 @@ impl Server {
             let place = room.clone().acquire_owned().await.expect("this semaphore is never closed");
             (place, listener.accept().await)
         };
+        let mut left = None;
         loop {
             let accepted = tokio::select! {
                 biased;
-                () = self.shutdown.cancelled() => return,
-                accepted = next() => accepted,
+                // Who has connected by now may have sent something already.
+                () = self.shutdown.cancelled(), if left.is_none() => {
+                    left = Some(LAST_CONNECTIONS);
+                    continue;
+                }
+                accepted = next(), if left != Some(0) => accepted,
+                () = std::future::ready(()), if left.is_some() => return,
             };
+            left = left.map(|left| left - 1);
             match accepted {
                 (place, Ok((stream, peer))) => {
                     let server = self.clone();
@@ -232,11 +250,20 @@ impl Server {
             // First: a request that has arrived is answered, shutdown or not.
             biased;
             version = timeout(self.head_timeout, io.look_ahead()) => version,
-            () = self.shutdown.cancelled() => return,
+            () = self.lingered() => return,
         };
         match version {
             Ok(Ok(Version::Http1)) => {
-                let answer = service_fn(|request| self.answer(request, peer));
+                let answer = service_fn(|request| {
+                    let answering = self.answer(request, peer);
+                    async {
+                        let mut answer = answering.await?;
+                        if self.shutdown.is_cancelled() {
+                            answer.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+                        }
+                        Ok::<_, Infallible>(answer)
+                    }
+                });
                 let connection = self.http1.serve_connection(TokioIo::new(io), answer);
                 self.drive(pin!(connection), http1::Connection::graceful_shutdown, None, peer).await;
             }
@@ -267,6 +294,12 @@ impl Server {
     ) {
         let mut looks = interval_at(Instant::now() + self.head_timeout, self.head_timeout);
         let (mut draining, mut idle, mut quiet) = (false, false, None);
+        let mut told = pin!(async {
+            match streams {
+                None => self.lingered().await,
+                Some(_) => self.shutdown.cancelled().await,
+            }
+        });
         loop {
             tokio::select! {
                 biased;
@@ -276,11 +309,11 @@ impl Server {
                     }
                     return;
                 }
-                () = self.shutdown.cancelled(), if !draining => {
+                () = &mut told, if !draining => {
                     draining = true;
                     go(connection.as_mut());
                 }
-                () = self.cut.cancelled(), if draining => return,
+                () = self.cut.cancelled() => return,
                 _ = looks.tick(), if streams.is_some() => {
                     let before = std::mem::replace(&mut quiet, streams.and_then(Streams::quiet));
                     if quiet.is_some() && quiet == before {
@@ -293,6 +326,12 @@ impl Server {
                 }
             }
         }
+    }
+
+    /// Ends a moment after the shutdown began.
+    async fn lingered(&self) {
+        self.shutdown.cancelled().await;
+        sleep(LINGER).await;
     }
 
     fn answer(&self, request: Request<Incoming>, peer: SocketAddr) -> Answering {
