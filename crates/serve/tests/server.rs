@@ -216,6 +216,27 @@ async fn a_shutdown_lets_the_request_in_flight_finish_and_takes_no_new_one() {
     assert_eq!(server.stop().await, Drained { cut_off: 0 });
 }
 
+/// Who sends a request at the moment of a shutdown is answered, and told that it is the last; who has connected and sent nothing yet may
+/// send one; who is idle is closed.
+#[tokio::test]
+async fn a_kept_connection_is_told_to_go_before_it_is_closed() {
+    const REQUEST: &str = "GET / HTTP/1.1\r\nhost: x\r\n\r\n";
+    let server = start(echo(), Limits::default()).await;
+    let (mut busy, mut idle) = (server.send(REQUEST).await, server.send(REQUEST).await);
+    for stream in [&mut busy, &mut idle] {
+        assert!(!read_until(stream, "127.0.0.1").await.contains("connection: close"));
+    }
+    let mut new = server.connect().await;
+    server.shutdown.cancel();
+    for stream in [&mut busy, &mut new] {
+        stream.write_all(REQUEST.as_bytes()).await.unwrap();
+        let answer = read_all(stream).await;
+        assert!(answer.starts_with("HTTP/1.1 200") && answer.contains("connection: close"), "{answer}");
+    }
+    assert_eq!(read_all(&mut idle).await, "");
+    assert_eq!(server.stop().await, Drained { cut_off: 0 });
+}
+
 #[tokio::test]
 async fn a_shutdown_does_not_wait_beyond_its_deadline() {
     let (entered, release) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
