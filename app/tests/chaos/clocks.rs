@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
+use std::time::Duration;
 
 use testkit::checks::{self, Expected};
 use testkit::traffic::{Cart, Customer, Product};
@@ -14,6 +15,8 @@ use super::{SOON, options, saga, turn};
 
 /// Replicas of purchase beside those of the shop, all on one database.
 const REPLICAS: usize = 16;
+/// A replica has started within this time: four of them start at a time, on a machine that may be busy.
+const START_WITHIN: Duration = Duration::from_secs(120);
 /// Purchases that each is asked for at a time.
 const AT_ONCE: usize = 6;
 /// How wrong the clocks are, by replica: some are right, some are wrong all the time.
@@ -76,7 +79,8 @@ impl Site<'_> {
             }
             None
         };
-        let client = tokio::time::timeout(SOON, ready).await.unwrap().expect("it ended before it was ready");
+        let client =
+            tokio::time::timeout(START_WITHIN, ready).await.unwrap().expect("it ended before it was ready");
         // What else it says is not for us, but has to go somewhere.
         tokio::spawn(async move { while let Ok(Some(_)) = lines.next_line().await {} });
         Replica { process, clock, client }
