@@ -97,9 +97,11 @@ async fn every_process_is_restarted_and_no_customer_notices() {
     let read = reader.end().await;
     let report = ordeal.reckon(&shop, "row 23: all replicas restarted").await;
     let figures = ordeal.ledger().figures();
-    assert_eq!(figures.unanswered, 0, "requests were lost: {figures:?}");
-    // Exactly what was acknowledged is there: what was refused had no effect.
-    assert_eq!(report.accepted, figures.acknowledged);
+    assert_eq!(figures.unanswered_with_key, 0, "requests were lost: {figures:?}");
+    // What was acknowledged is there, and nothing else: what was refused had no effect. A request without a key that reached a replica at
+    // its very end may be answered 502, that nobody knows; on a machine that keeps up none is.
+    let unknown = report.accepted - figures.acknowledged;
+    assert!(unknown <= figures.unanswered, "{unknown} beyond what was acknowledged: {figures:?}");
     away.sort_unstable();
     println!(
         "{} replicas, each away for {:.1?} (median), {:.1?} (longest); the catalogue was read {read} times",

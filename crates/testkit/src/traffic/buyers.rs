@@ -79,7 +79,7 @@ impl Buyer<'_> {
                 }
                 // A gateway lost the replica in the middle of it: as if the connection had broken.
                 Ok(answer) if answer.status == 502 => {
-                    ledger.unanswered();
+                    ledger.unanswered(key);
                     address.moved().await;
                     key?;
                 }
@@ -97,7 +97,7 @@ impl Buyer<'_> {
                     return None;
                 }
                 Err(_) => {
-                    ledger.unanswered();
+                    ledger.unanswered(key);
                     address.moved().await;
                     key?;
                 }
@@ -114,12 +114,12 @@ impl Buyer<'_> {
         match customer.buy(&client, &other, Some(key)).await {
             Ok(answer) if answer.status == 422 => {}
             Ok(answer) if answer.status == 503 && self.habits.refusals_are_fine => ledger.refused(),
-            Ok(answer) if answer.status == 502 => ledger.unanswered(),
+            Ok(answer) if answer.status == 502 => ledger.unanswered(Some(key)),
             Ok(answer) => {
                 let (status, body) = (answer.status, answer.body);
                 ledger.fault(format!("I2: key {key:?} with another cart was answered {status} {body}"));
             }
-            Err(_) => ledger.unanswered(),
+            Err(_) => ledger.unanswered(Some(key)),
         }
     }
 }

@@ -69,6 +69,8 @@ pub struct Figures {
     pub repeated: usize,
     /// Requests without an answer.
     pub unanswered: usize,
+    /// Those of them that had a key.
+    pub unanswered_with_key: usize,
     /// Requests answered 503.
     pub refused: usize,
     /// Events received.
@@ -127,8 +129,10 @@ impl Ledger {
         }
     }
 
-    pub(super) fn unanswered(&self) {
-        self.state().figures.unanswered += 1;
+    pub(super) fn unanswered(&self, key: Option<&str>) {
+        let mut state = self.state();
+        state.figures.unanswered += 1;
+        state.figures.unanswered_with_key += usize::from(key.is_some());
     }
 
     pub(super) fn refused(&self) {
