@@ -228,6 +228,8 @@ async fn a_kept_connection_is_told_to_go_before_it_is_closed() {
     }
     let mut new = server.connect().await;
     server.shutdown.cancel();
+    let nobody_is_taken = async { while TcpStream::connect(server.address).await.is_ok() {} };
+    within(nobody_is_taken).await;
     for stream in [&mut busy, &mut new] {
         stream.write_all(REQUEST.as_bytes()).await.unwrap();
         let answer = read_all(stream).await;
