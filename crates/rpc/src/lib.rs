@@ -25,10 +25,6 @@ pub mod generated {
     pub mod product {
         include!("generated/product.rs");
     }
-    /// Package `purchase`.
-    pub mod purchase {
-        include!("generated/purchase.rs");
-    }
-    /// All of them, as a `FileDescriptorSet`.
+    /// All of them, as a `FileDescriptorSet`, with package `purchase`, of which no service is.
     pub const DESCRIPTORS: &[u8] = include_bytes!("generated/descriptors.bin");
 }
