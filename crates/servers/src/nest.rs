@@ -19,7 +19,8 @@ use crate::{Error, random};
 const LONGEST_ROOT: usize = 58;
 
 /// The nest is moved first: who has not written the group's number by then never can.
-/// Two rounds, for one who was about to write it.
+/// Two rounds, for one who was about to write it. A server that makes its directory with all above it, in the moment before it
+/// is killed, makes the nest again: so the old name is looked at, and removed, like the new one.
 const JANITOR: &str = r#"
 trap '' HUP INT QUIT TERM
 umask 077
@@ -29,13 +30,13 @@ while read -r _; do :; done
 gone=$1.gone
 mv "$1" "$gone"
 for round in 1 2; do
-    for file in "$gone"/*.group; do
+    for file in "$gone"/*.group "$1"/*.group; do
         [ -s "$file" ] && read -r group < "$file" && kill -s KILL -- "-$group"
     done
     sleep 0.05
 done
 tries=0
-until rm -rf "$gone" || [ $tries -ge 200 ]; do
+until rm -rf "$gone" "$1" || [ $tries -ge 200 ]; do
     tries=$((tries + 1))
     sleep 0.05
 done
@@ -106,5 +107,22 @@ fn short_temp_dir() -> PathBuf {
         dir
     } else {
         Path::new("/tmp").into()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "what fails here fails the test")]
+
+    use super::*;
+
+    #[test]
+    fn a_server_that_makes_its_directory_again_in_its_last_moment_leaves_nothing() {
+        let Nest { root, _janitor: mut janitor, .. } = Nest::build().unwrap();
+        drop(janitor.stdin.take());
+        while root.exists() {}
+        fs::create_dir_all(root.join("0")).unwrap();
+        assert!(janitor.wait().unwrap().success());
+        assert!(!root.exists() && !root.with_extension("gone").exists());
     }
 }
