@@ -144,6 +144,7 @@ pub(crate) fn nats_settings(
         settings.login = bus::nats::Login::Credentials(file.clone());
     }
     settings.queue_bytes = nats.queue_mib * 1024 * 1024;
+    settings.gathering.at_most = Duration::from_millis(nats.gather_ms);
     settings.start_timeout = BROKER_ATTEMPT;
     Ok(settings)
 }

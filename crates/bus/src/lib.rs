@@ -75,7 +75,7 @@ use bytes::Bytes;
 
 pub use embedded::Embedded;
 pub use nats::Nats;
-pub use pace::Pace;
+pub use pace::{Gathering, Pace};
 
 /// The longest delay of [`Verdict::Retry`]; a longer one is cut to it.
 pub const RETRY_DELAY_MAX: Duration = Duration::from_secs(24 * 60 * 60);
@@ -214,6 +214,14 @@ impl Bus {
             Bus::Embedded(bus) => bus.limits(),
             Bus::Nats(bus) => bus.limits(),
         }
+    }
+
+    /// For a consumer that lets envelopes gather under load.
+    pub fn pace(&self) -> Pace {
+        Pace::new(match self {
+            Bus::Embedded(_) => Gathering::IN_MEMORY,
+            Bus::Nats(bus) => bus.gathering(),
+        })
     }
 
     /// Hands a frame over; returns once the bus has taken all of it. Never waits for room. An empty frame is

@@ -1,26 +1,46 @@
 //! When a consumer lets envelopes gather: what PostgreSQL's `commit_delay` is for a log, [`Pace`] is for a queue.
 //!
-//! A transaction costs an fsync and several wake-ups, whatever its size, so under load a consumer that takes whatever waits, as
-//! soon as it can, spends the machine on many small transactions. One that waits a few milliseconds has the same work done
-//! by a fraction of them. When there is little to do waiting gains nothing and costs latency: then nobody waits. So the rate
-//! at which envelopes come decides.
+//! A batch has costs that do not depend on its size: an fsync and several wake-ups; on servers a dozen round trips and as many messages.
+//! So under load a consumer that takes whatever waits, as soon as it can, spends the machine on many small batches. One
+//! that waits for some milliseconds has the same work done by a fraction of them. When there is little to do waiting gains nothing
+//! and costs latency: then nobody waits. So the rate at which envelopes come decides, and the bus says which rate is one
+//! ([`Gathering`]).
 
 use std::time::Duration;
 
 use tokio::time::Instant;
 
-/// The longest time from one batch to the next that a consumer waits for.
-const GATHER_FOR: Duration = Duration::from_millis(8);
+/// For how long, and from which rate on, the consumers of a bus let envelopes gather.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Gathering {
+    /// The longest time from one batch to the next that a consumer waits for. None at all: nothing gathers.
+    pub at_most: Duration,
+    /// Gathering is worth its wait if it brings so many envelopes: divided by `at_most` this is the rate.
+    pub worth_envelopes: u16,
+}
 
-/// Gathering is worth its wait if it brings so many envelopes.
-const WORTH_ENVELOPES: f64 = 128.0;
+impl Gathering {
+    /// In memory a batch costs little more than its fsync: 16 ms, from 8,000 envelopes a second on. (8 ms made a tenth less of the
+    /// purchases at the peak.)
+    pub const IN_MEMORY: Gathering = Gathering { at_most: Duration::from_millis(16), worth_envelopes: 128 };
+
+    /// Between servers a batch costs milliseconds of their processors: 30 ms, from 1,067 envelopes a second on. (`docs/servers.md` has
+    /// what shorter and longer ones make.)
+    pub const ON_SERVERS: Gathering = Gathering { at_most: Duration::from_millis(30), worth_envelopes: 32 };
+
+    fn is_worth_it(self, per_second: f64) -> bool {
+        let brings = per_second * self.at_most.as_secs_f64();
+        !self.at_most.is_zero() && brings >= f64::from(self.worth_envelopes)
+    }
+}
 
 /// The time over which the rate is averaged: a burst is no load.
 const HORIZON: Duration = Duration::from_millis(50);
 
 /// How fast envelopes come to a consumer, and so whether it lets them gather.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Pace {
+    gathering: Gathering,
     per_second: f64,
     last: Option<Instant>,
     /// More was waiting than was taken.
@@ -29,8 +49,8 @@ pub struct Pace {
 
 impl Pace {
     /// A pace that knows of no load.
-    pub fn new() -> Pace {
-        Pace::default()
+    pub fn new(gathering: Gathering) -> Pace {
+        Pace { gathering, per_second: 0.0, last: None, behind: false }
     }
 
     /// A batch was taken now, of at most `limit` envelopes.
@@ -48,8 +68,8 @@ impl Pace {
 
     /// Until when the next batch should be left to gather; None when it should be taken at once.
     pub fn gather_until(&self) -> Option<Instant> {
-        let brings = self.per_second * GATHER_FOR.as_secs_f64();
-        self.last.filter(|_| brings >= WORTH_ENVELOPES && !self.behind).map(|last| last + GATHER_FOR)
+        let waits = !self.behind && self.gathering.is_worth_it(self.per_second);
+        self.last.filter(|_| waits).map(|last| last + self.gathering.at_most)
     }
 
     /// Waits as [`Pace::gather_until`] says.
@@ -66,9 +86,12 @@ impl Pace {
 mod tests {
     use super::*;
 
+    /// From 16,000 envelopes a second on.
+    const GATHERING: Gathering = Gathering { at_most: Duration::from_millis(8), worth_envelopes: 128 };
+
     /// Batches of so many, so many milliseconds apart.
     fn after(batches: usize, envelopes: usize, milliseconds: u64) -> (Pace, Instant) {
-        let (mut pace, mut now) = (Pace::new(), Instant::now());
+        let (mut pace, mut now) = (Pace::new(GATHERING), Instant::now());
         for _ in 0..batches {
             pace.took(envelopes, 512, now);
             now += Duration::from_millis(milliseconds);
@@ -78,7 +101,7 @@ mod tests {
 
     #[test]
     fn a_light_load_never_waits() {
-        assert_eq!(Pace::new().gather_until(), None);
+        assert_eq!(Pace::new(GATHERING).gather_until(), None);
         assert_eq!(after(1_000, 10, 1).0.gather_until(), None, "10,000 a second");
         assert_eq!(after(1_000, 1, 20).0.gather_until(), None);
         assert_eq!(after(2, 512, 1).0.gather_until(), None, "a burst");
@@ -87,9 +110,18 @@ mod tests {
     #[test]
     fn a_heavy_load_gathers_until_a_few_milliseconds_after_the_last_batch() {
         let (pace, now) = after(1_000, 40, 1);
-        assert_eq!(pace.gather_until(), Some(now - Duration::from_millis(1) + GATHER_FOR));
+        assert_eq!(pace.gather_until(), Some(now - Duration::from_millis(1) + GATHERING.at_most));
         let (pace, _) = after(1_000, 320, 8);
         assert!(pace.gather_until().is_some(), "what has gathered is the same load");
+    }
+
+    #[test]
+    fn the_bus_says_what_is_a_load() {
+        let at = |per_second: u32, gathering: Gathering| gathering.is_worth_it(per_second.into());
+        assert!(!at(7_999, Gathering::IN_MEMORY) && at(8_000, Gathering::IN_MEMORY));
+        assert!(!at(1_066, Gathering::ON_SERVERS) && at(1_067, Gathering::ON_SERVERS));
+        let never = Gathering { at_most: Duration::ZERO, worth_envelopes: 0 };
+        assert!(!at(u32::MAX, never));
     }
 
     #[test]

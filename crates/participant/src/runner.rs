@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use bus::{Batch, Bus, Delivery, Envelope, EnvelopeId, Pace, Subject, Verdict};
+use bus::{Batch, Bus, Delivery, Envelope, EnvelopeId, Subject, Verdict};
 use bytes::Bytes;
 use db::Db;
 use saga::Phase;
@@ -88,7 +88,7 @@ pub async fn run<P: Participant>(parts: Parts<P>, stop: CancellationToken) {
     };
     let limit = parts.settings.batch_commands.min(runner.rest.bus.limits().frame_envelopes);
     let mut purge = None;
-    let mut pace = Pace::new();
+    let mut pace = runner.rest.bus.pace();
     loop {
         pace.gather().await;
         let batch = tokio::select! {

@@ -11,7 +11,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use bus::{Batch, Bus, Delivery, Pace, Verdict};
+use bus::{Batch, Bus, Delivery, Verdict};
 use db::Db;
 use foldhash::{HashMap, HashMapExt};
 use saga::{Definition, End, Path, Position};
@@ -52,7 +52,7 @@ pub(crate) struct Parts {
 /// Runs the loop until `stop` or until the bus is closed. The batch in hand is finished first.
 pub(crate) async fn run(parts: Parts, stop: CancellationToken) {
     let mut consumer = parts.bus.subscribe(PURCHASE_PROGRESS);
-    let mut pace = Pace::new();
+    let mut pace = parts.bus.pace();
     loop {
         pace.gather().await;
         let batch = tokio::select! {

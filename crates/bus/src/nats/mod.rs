@@ -42,7 +42,7 @@ pub(crate) use hand::Hand;
 pub use inspect::{Found, Inspection, JetStream, Stream, inspect};
 pub use settings::{Identity, Login, Settings, Storage, Tls};
 
-use crate::{Closed, Depth, Envelope, Limits, Parked, PublishError, Stats, Subject, Unavailable};
+use crate::{Closed, Depth, Envelope, Gathering, Limits, Parked, PublishError, Stats, Subject, Unavailable};
 use frame::Letter;
 use link::Link;
 use queue::{Queue, To};
@@ -125,6 +125,10 @@ impl Nats {
 
     pub(crate) fn limits(&self) -> Limits {
         self.shared().limits
+    }
+
+    pub(crate) fn gathering(&self) -> Gathering {
+        self.shared().settings.gathering
     }
 
     pub(crate) async fn publish(&self, subject: Subject, frame: Vec<Envelope>) -> Result<(), PublishError> {

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use super::StartError;
+use crate::Gathering;
 
 /// What [`crate::Bus::nats`] is told. [`Settings::new`] fills in everything but the servers.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -30,6 +31,8 @@ pub struct Settings {
     pub abandon_after: Duration,
     /// Where the servers keep the streams.
     pub storage: Storage,
+    /// When this bus's consumers let envelopes gather.
+    pub gathering: Gathering,
     /// Bytes that one subject's stream holds at most. The other bound of a stream is [`crate::Limits::queue_envelopes`], in
     /// frames.
     pub queue_bytes: u64,
@@ -136,7 +139,7 @@ impl Settings {
     /// Settings for these servers: open, in the clear, prefix "saga", one replica in files of 256 MiB, given up after 10 s; 10 s duplicate window, 10 s
     /// acknowledgement wait, 65,536 frames delivered; 256 publishes in flight of 2 s at most; 5 s a request, 2 s an attempt to
     /// connect, 30 s to start; reconnecting after 20 ms to 1 s; probed every 5 s, checked every 5 s; 16 frames asked for, 1,024
-    /// envelopes waiting.
+    /// envelopes waiting; gathering as [`Gathering::ON_SERVERS`].
     pub fn new(servers: Vec<String>) -> Settings {
         Settings {
             servers,
@@ -148,6 +151,7 @@ impl Settings {
             letter_replicas: 1,
             abandon_after: Duration::from_secs(10),
             storage: Storage::File,
+            gathering: Gathering::ON_SERVERS,
             queue_bytes: 256 * 1024 * 1024,
             duplicate_window: Duration::from_secs(10),
             ack_wait: Duration::from_secs(10),
