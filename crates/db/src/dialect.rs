@@ -9,7 +9,7 @@
 //! | `{for update skip locked}` | nothing | `FOR UPDATE SKIP LOCKED`: rows that others hold are left out |
 //! | `{for share}` | nothing | `LOCK IN SHARE MODE`, which both servers know |
 //! | `{insert ignore}` | `INSERT OR IGNORE` | `INSERT IGNORE` |
-//! | `{insert into t (id, n) from set(id INT) AS s values (s.id, 7)}` | `INSERT .. VALUES` | `INSERT .. SELECT .. FROM JSON_TABLE(?, ..)` |
+//! | `{insert into t (id, n) from set(id INT) AS s values (s.id, 7)}` | `INSERT .. VALUES`, of one row | `INSERT .. VALUES`, of all rows |
 //! | `{from set(id INT) AS s join product AS p on p.id = s.id}` | `FROM product AS p WHERE ..` | `FROM .. STRAIGHT_JOIN .. FORCE INDEX .. ON ..` |
 //! | `{update product AS p join set(id INT, n INT) AS s on p.id = s.id set stock = p.stock - s.n}` | `UPDATE .. SET .. WHERE` | `UPDATE .. STRAIGHT_JOIN .. ON .. SET` |
 //! | `{delete from product AS p join set(id INT) AS s on p.id = s.id}` | `DELETE FROM .. WHERE` | `DELETE p FROM .. STRAIGHT_JOIN .. ON` |
@@ -17,7 +17,8 @@
 //! # Statements over a set
 //!
 //! A statement with a set takes a [`crate::Set`] as its first parameter and means: for each row of the set. A server gets
-//! all rows at once, because a round trip costs more than the work. SQLite is called in this thread, so there
+//! all rows at once, because a round trip costs more than the work: as one parameter, a table in JSON (`JSON_TABLE(?, ..)`), or, to insert them,
+//! as literals (`mysql/insert.rs`). SQLite is called in this thread, so there
 //! the statement is run row by row, with `s.id` bound like any other parameter: a point lookup without a join, several times
 //! faster than a table function.
 //!
@@ -105,13 +106,13 @@ pub fn translate(dialect: Dialect, sql: &'static str) -> Cow<'static, str> {
                     panic!("the marker {{{other}}} is unknown or misplaced in: {sql}");
                 };
                 text.push_str(&clause.text(dialect));
-                set = Some(clause.set);
+                set = Some((clause.set, matches!(clause.verb, SetVerb::Insert { .. })));
             }
         }
         rest = after;
     }
     text.push_str(rest);
-    let Some(set) = set else { return Cow::Owned(text) };
+    let Some((set, is_insert)) = set else { return Cow::Owned(text) };
     let mut own = set.columns.len();
     Cow::Owned(replace_names(&text, |name| match (dialect, name) {
         // The set's columns are the first parameters; the statement's own are counted on from there.
@@ -120,6 +121,8 @@ pub fn translate(dialect: Dialect, sql: &'static str) -> Cow<'static, str> {
             Some(format!("?{own}"))
         }
         (Dialect::Sqlite, name) => Some(format!("?{}", set.place(name, sql)? + 1)),
+        // For each row, what is written for it.
+        (Dialect::Mysql, name) if is_insert => Some(format!("?{}", set.place(name, sql)? + 1)),
         // JSON has no bytes: they come in hexadecimal.
         (Dialect::Mysql, name) => {
             let is_blob = set.columns[set.place(name, sql)?].1 == ColumnType::Blob;
@@ -298,11 +301,8 @@ impl SetClause<'_> {
         let set = &self.set;
         match (&self.verb, dialect) {
             // VALUES, not SELECT: one that might insert several rows writes a journal of its own, to be undone alone.
-            (SetVerb::Insert { into, values }, Dialect::Sqlite) => {
+            (SetVerb::Insert { into, values }, Dialect::Sqlite | Dialect::Mysql) => {
                 format!("INSERT INTO {into} VALUES ({values})")
-            }
-            (SetVerb::Insert { into, values }, Dialect::Mysql) => {
-                format!("INSERT INTO {into} SELECT {values} FROM {}", set.mysql())
             }
             (SetVerb::Join { joined, condition }, Dialect::Sqlite) => {
                 format!("FROM {} WHERE {condition}", joined.table)
@@ -385,11 +385,7 @@ mod tests {
 
     #[test]
     fn mysql() {
-        assert_eq!(
-            translate(Dialect::Mysql, INSERT),
-            "INSERT INTO t (id, reply, n) SELECT s.id, UNHEX(s.reply), 7 FROM \
-             JSON_TABLE(?, '$[*]' COLUMNS (id BIGINT PATH '$[0]', reply LONGTEXT CHARACTER SET utf8mb4 PATH '$[1]')) AS s"
-        );
+        assert_eq!(translate(Dialect::Mysql, INSERT), "INSERT INTO t (id, reply, n) VALUES (?1, ?2, 7)");
         assert_eq!(
             translate(Dialect::Mysql, SELECT).split_whitespace().collect::<Vec<_>>().join(" "),
             "SELECT p.id, gas.id FROM JSON_TABLE(?, '$[*]' \
@@ -401,6 +397,14 @@ mod tests {
             "UPDATE JSON_TABLE(?, '$[*]' COLUMNS (id BIGINT PATH '$[0]', n BIGINT PATH '$[1]')) AS s \
              STRAIGHT_JOIN product AS p FORCE INDEX (PRIMARY) ON p.id = s.id AND p.shop = ? \
              SET p.stock = max(p.stock - s.n, 0), p.version = p.version + 1"
+        );
+        assert_eq!(
+            translate(
+                Dialect::Mysql,
+                "{update t AS t join set(id INT, hash BLOB) AS s on t.id = s.id set hash = s.hash}"
+            ),
+            "UPDATE JSON_TABLE(?, '$[*]' COLUMNS (id BIGINT PATH '$[0]', hash LONGTEXT CHARACTER SET utf8mb4 PATH '$[1]')) AS s \
+             STRAIGHT_JOIN t AS t FORCE INDEX (PRIMARY) ON t.id = s.id SET t.hash = UNHEX(s.hash)"
         );
         assert_eq!(
             translate(Dialect::Mysql, DELETE),

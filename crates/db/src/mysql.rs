@@ -16,6 +16,7 @@
 
 mod connect;
 mod fault;
+mod insert;
 mod inspect;
 mod json;
 mod migrate;

@@ -62,6 +62,8 @@ impl Nats {
             let text = configuration(&name, &ports, &cluster, &store(process.dir()), further);
             fs::write(&path, text).map_err(Error::io(format!("write {}", path.display())))?;
             process.set_args(["--config".into(), path.into_os_string()]);
+            // Several share the machine with all else: a runtime that looks for work on every processor takes it from others.
+            process.set_variables([("GOMAXPROCS", "1")]);
             let [client, monitor, cluster] = ports;
             Ok(NatsNode { process, client, monitor, _cluster: cluster })
         };

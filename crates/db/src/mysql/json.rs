@@ -44,7 +44,7 @@ fn push_row<'v>(text: &mut String, row: impl Iterator<Item = Value<'v>>) {
     text.push(']');
 }
 
-fn push_int(text: &mut String, number: i64) {
+pub(super) fn push_int(text: &mut String, number: i64) {
     use std::fmt::Write;
     write!(text, "{number}").expect("a string takes everything");
 }
@@ -72,7 +72,7 @@ fn push_text(text: &mut String, value: &str) {
     text.push('"');
 }
 
-fn push_hex(text: &mut String, bytes: &[u8]) {
+pub(super) fn push_hex(text: &mut String, bytes: &[u8]) {
     const DIGITS: &[u8; 16] = b"0123456789abcdef";
     text.reserve(2 * bytes.len() + 2);
     for byte in bytes {

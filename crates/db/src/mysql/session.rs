@@ -8,6 +8,7 @@ use ::mysql::{Conn, Error as MysqlError, Params, Statement, Value as MysqlValue}
 
 use super::connect::{Connector, Role};
 use super::fault::{Fault, key_name};
+use super::insert::Insert;
 use super::json;
 use super::outcome::{self, Mark};
 use super::uniques::Uniques;
@@ -20,7 +21,18 @@ pub(super) struct Session {
     uniques: Arc<Uniques>,
     role: Role,
     statements: Statements,
+    /// By address and length, as in [`Statements`]: those that insert a set.
+    inserts: HashMap<(usize, usize), Insert>,
     live: Option<Live>,
+}
+
+/// What is sent for a statement.
+#[derive(Clone)]
+enum Request {
+    /// These, for the `?` of its text.
+    Values(Vec<MysqlValue>),
+    /// A text in its place, whose rows nobody wants.
+    Written(String),
 }
 
 /// What there is once a connection is made.
@@ -57,7 +69,25 @@ pub(super) enum CommitFailed {
 
 impl Session {
     pub(super) fn new(connector: Arc<Connector>, uniques: Arc<Uniques>, role: Role) -> Session {
-        Session { connector, uniques, role, statements: Statements::new(Dialect::Mysql), live: None }
+        Session {
+            connector,
+            uniques,
+            role,
+            statements: Statements::new(Dialect::Mysql),
+            inserts: HashMap::new(),
+            live: None,
+        }
+    }
+
+    /// The statement, if it inserts a set.
+    fn insert(&mut self, sql: &'static str) -> Option<&Insert> {
+        if !sql.trim_start().starts_with("{insert into ") {
+            return None;
+        }
+        let insert = self.inserts.entry((sql.as_ptr().addr(), sql.len())).or_insert_with(|| {
+            Insert::parse(self.statements.text(sql)).expect("`translate` writes what `Insert` reads")
+        });
+        Some(insert)
     }
 
     pub(super) fn connector(&self) -> &Connector {
@@ -110,7 +140,7 @@ impl Session {
             found = Some(row.get::<u64>(0)?);
             Ok(true)
         };
-        let asked = self.send(outcome::LOOK_UP, mark.slot_value(), &mut read);
+        let asked = self.send(outcome::LOOK_UP, Request::Values(mark.slot_value()), &mut read);
         asked.map_err(fault_of)?;
         self.roll_back();
         Ok(found.is_some_and(|number| mark.is(number)))
@@ -121,7 +151,8 @@ impl Session {
             return Err(Fault::Lost { why: "the connection is closed".to_owned(), timed_out: false });
         };
         let mark = live.mark.next();
-        self.send(outcome::LEAVE_WORD, mark.values(), &mut |_| Ok(true)).map_err(fault_of)?;
+        self.send(outcome::LEAVE_WORD, Request::Values(mark.values()), &mut |_| Ok(true))
+            .map_err(fault_of)?;
         Ok(mark)
     }
 
@@ -137,7 +168,7 @@ impl Session {
     fn send(
         &mut self,
         sql: &'static str,
-        values: Vec<MysqlValue>,
+        request: Request,
         each: &mut dyn FnMut(&Row<'_>) -> Result<bool, Error>,
     ) -> Result<u64, Failed> {
         let live = match &mut self.live {
@@ -146,6 +177,13 @@ impl Session {
                 let made = self.connector.connect(self.role);
                 let conn = made.map_err(|refused| Failed::NotSent(refused.fault))?;
                 none.insert(Live { conn, prepared: HashMap::new(), mark: Mark::new() })
+            }
+        };
+        let values = match request {
+            Request::Values(values) => values,
+            Request::Written(text) => {
+                live.conn.query_drop(text)?;
+                return Ok(live.conn.affected_rows());
             }
         };
         let key = (sql.as_ptr().addr(), sql.len());
@@ -227,15 +265,21 @@ impl<'c> MysqlTx<'c> {
         each: &mut dyn FnMut(&Row<'_>) -> Result<bool, Error>,
     ) -> Result<u64, Error> {
         let [Value::Set(set), others @ ..] = params else {
-            return self.run(sql, values(None, params), writes, each);
+            return self.run(sql, Request::Values(values(None, params)), writes, each);
         };
+        let full_bytes = self.session.connector.set_bytes();
+        if let Some(insert) = self.session.insert(sql) {
+            let texts: Vec<_> = insert.texts(set, full_bytes).collect();
+            let changed = texts.into_iter().map(|text| self.run(sql, Request::Written(text), writes, each));
+            return changed.sum();
+        }
         let (mut changed, mut go_on) = (0, true);
-        for text in json::texts(set, self.session.connector.set_bytes()) {
+        for text in json::texts(set, full_bytes) {
             let mut tell = |row: &Row<'_>| {
                 go_on = each(row)?;
                 Ok(go_on)
             };
-            changed += self.run(sql, values(Some(text), others), writes, &mut tell)?;
+            changed += self.run(sql, Request::Values(values(Some(text), others)), writes, &mut tell)?;
             if !go_on {
                 break;
             }
@@ -246,7 +290,7 @@ impl<'c> MysqlTx<'c> {
     fn run(
         &mut self,
         sql: &'static str,
-        values: Vec<MysqlValue>,
+        request: Request,
         writes: bool,
         each: &mut dyn FnMut(&Row<'_>) -> Result<bool, Error>,
     ) -> Result<u64, Error> {
@@ -256,18 +300,18 @@ impl<'c> MysqlTx<'c> {
         self.ran.wrote |= writes;
         // A connection that was idle may be dead. If nothing was done on it in this transaction, the statement is sent again on
         // a new one, unless rows of it have come already.
-        let spare = (!self.ran.began && self.session.live.is_some()).then(|| values.clone());
+        let spare = (!self.ran.began && self.session.live.is_some()).then(|| request.clone());
         let mut rows_came = false;
         let mut tell = |row: &Row<'_>| {
             rows_came = true;
             each(row)
         };
-        let mut sent = self.session.send(sql, values, &mut tell);
-        if let (Err(Failed::Fault(Fault::Lost { timed_out: false, .. })), Some(values), false) =
+        let mut sent = self.session.send(sql, request, &mut tell);
+        if let (Err(Failed::Fault(Fault::Lost { timed_out: false, .. })), Some(request), false) =
             (&sent, spare, rows_came)
         {
             self.session.disconnect();
-            sent = self.session.send(sql, values, each);
+            sent = self.session.send(sql, request, each);
         }
         match sent {
             Ok(changed) => {
