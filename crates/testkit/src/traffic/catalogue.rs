@@ -1,14 +1,19 @@
 //! What there is to buy, and who buys.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use serde_json::json;
 
 use crate::client::{Client, ClientError};
 use crate::dice::Dice;
+use crate::until;
 
 /// The largest payment that is not declined: the default of the setting `payment.limit`.
 pub const PAYMENT_LIMIT: i64 = 1_000_000;
+
+/// How long an account may take: on a busy machine its service refuses what it cannot hash in time.
+const SIGN_UP_WITHIN: Duration = Duration::from_secs(30);
 
 /// Products of which there is enough for any test.
 const PLENTY: usize = 4;
@@ -142,7 +147,7 @@ pub struct Customer {
 }
 
 impl Customer {
-    /// Opens an account.
+    /// Opens an account, whose service may be too busy for it at first.
     ///
     /// # Panics
     /// When the shop does not let it.
@@ -152,13 +157,20 @@ impl Customer {
             "email": format!("ann{number}@example.org"), "address": "1 Quay",
             "phone_number": format!("0900-000-{number:03}"),
         });
-        match client.post("/api/account/auth/signup", None, &body).await {
-            Ok(answer) if answer.status == 201 => {
-                let token = answer.json()["access_token"].as_str().unwrap_or_default().to_owned();
-                Customer { number, token }
+        let mut token = None;
+        until("there is an account", SIGN_UP_WITHIN, async || {
+            match client.post("/api/account/auth/signup", None, &body).await {
+                Ok(answer) if answer.status == 201 => {
+                    token = answer.json()["access_token"].as_str().map(str::to_owned);
+                    true
+                }
+                // It had no effect, and a client tries again.
+                Ok(answer) if answer.status == 503 => false,
+                other => panic!("customer {number} has no account: {other:?}"),
             }
-            other => panic!("customer {number} has no account: {other:?}"),
-        }
+        })
+        .await;
+        Customer { number, token: token.unwrap_or_default() }
     }
 
     /// Tries to buy, once.
