@@ -270,7 +270,7 @@ pub(crate) const BOUNDS: &[(&str, i64, i64)] = &[
     ("mysql.readers", 1, 256),
     ("nats.replicas", 1, 5),
     ("nats.queue_mib", 1, 1_048_576),
-    ("nats.gather_ms", 0, 1_000),
+    ("nats.gather_ms", 0, 200),
 ];
 
 /// The least and the greatest value of every number that need not be whole.

@@ -57,7 +57,14 @@ pub enum Dialect {
 pub(crate) struct Statements {
     dialect: Dialect,
     /// By address and length of the static text: looking up does not read the text.
-    translated: HashMap<(usize, usize), Cow<'static, str>>,
+    translated: HashMap<(usize, usize), Translated>,
+}
+
+/// A statement for one database.
+struct Translated {
+    text: Cow<'static, str>,
+    /// How many columns a row of the set has, if it inserts one.
+    inserts: Option<usize>,
 }
 
 impl Statements {
@@ -67,8 +74,18 @@ impl Statements {
 
     /// The text for this database.
     pub(crate) fn text(&mut self, sql: &'static str) -> &str {
+        &self.translated(sql).text
+    }
+
+    /// The text for one row, and how many columns there are of a row, if the statement inserts a set.
+    pub(crate) fn insert(&mut self, sql: &'static str) -> Option<(&str, usize)> {
+        let Translated { text, inserts } = self.translated(sql);
+        inserts.map(|columns| (&**text, columns))
+    }
+
+    fn translated(&mut self, sql: &'static str) -> &Translated {
         let key = (sql.as_ptr().addr(), sql.len());
-        self.translated.entry(key).or_insert_with(|| translate(self.dialect, sql))
+        self.translated.entry(key).or_insert_with(|| translated(self.dialect, sql))
     }
 }
 
@@ -77,9 +94,13 @@ impl Statements {
 /// # Panics
 /// If a marker is not known or not well-formed, or if the statement begins or ends a transaction.
 pub fn translate(dialect: Dialect, sql: &'static str) -> Cow<'static, str> {
+    translated(dialect, sql).text
+}
+
+fn translated(dialect: Dialect, sql: &'static str) -> Translated {
     refuse_transaction_control(sql);
     if !sql.contains('{') {
-        return Cow::Borrowed(sql);
+        return Translated { text: Cow::Borrowed(sql), inserts: None };
     }
     let mut text = String::with_capacity(2 * sql.len());
     let mut set = None;
@@ -112,9 +133,9 @@ pub fn translate(dialect: Dialect, sql: &'static str) -> Cow<'static, str> {
         rest = after;
     }
     text.push_str(rest);
-    let Some((set, is_insert)) = set else { return Cow::Owned(text) };
+    let Some((set, is_insert)) = set else { return Translated { text: Cow::Owned(text), inserts: None } };
     let mut own = set.columns.len();
-    Cow::Owned(replace_names(&text, |name| match (dialect, name) {
+    let text = replace_names(&text, |name| match (dialect, name) {
         // The set's columns are the first parameters; the statement's own are counted on from there.
         (Dialect::Sqlite, "?") => {
             own += 1;
@@ -128,7 +149,8 @@ pub fn translate(dialect: Dialect, sql: &'static str) -> Cow<'static, str> {
             let is_blob = set.columns[set.place(name, sql)?].1 == ColumnType::Blob;
             is_blob.then(|| format!("UNHEX({name})"))
         }
-    }))
+    });
+    Translated { text: Cow::Owned(text), inserts: is_insert.then_some(set.columns.len()) }
 }
 
 /// Puts something else for names, dots included, and for `?`.

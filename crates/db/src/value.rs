@@ -106,8 +106,8 @@ impl rusqlite::ToSql for Value<'_> {
 
 /// A set of rows as the first parameter of a statement: see [`crate::dialect`] on what it means there.
 ///
-/// The statement's text stays the same whatever the number of rows, so it is prepared once, and there is no
-/// limit on the number of parameters to run into. Texts and bytes are copied, into one buffer for all of them.
+/// A statement that joins or changes has the same text whatever the number of rows, so it is prepared once; one that inserts is written
+/// anew on a server. Neither runs into a limit on the number of parameters. Texts and bytes are copied, into one buffer for all of them.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Set {
     cells: Vec<Cell>,

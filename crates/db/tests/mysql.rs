@@ -272,7 +272,8 @@ type Item = (Option<String>, Option<Vec<u8>>, i64);
 
 fn any_item() -> impl Strategy<Value = Item> {
     let blob = prop::collection::vec(any::<u8>(), 0..40);
-    let number = prop_oneof![Just(i64::MAX), Just(0), Just((1 << 53) + 1), 0..i64::MAX];
+    let number =
+        prop_oneof![Just(i64::MAX), Just(i64::MIN), Just(-1), Just(0), Just((1 << 53) + 1), any::<i64>()];
     (prop::option::of(any_text()), prop::option::of(blob), number)
 }
 

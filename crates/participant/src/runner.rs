@@ -21,7 +21,7 @@ use crate::{Participant, barrier};
 /// The bounds of a participant's loop.
 #[derive(Clone, Copy, Debug)]
 pub struct Settings {
-    /// Commands in one transaction at most. Under load they gather for a few milliseconds ([`Pace`]), otherwise never.
+    /// Commands in one transaction at most. Under load they gather for as long as the bus says ([`bus::Pace`]), otherwise never.
     pub batch_commands: usize,
     /// The delay before a command that got no answer comes again; it doubles with each delivery.
     pub retry_delay_min: Duration,
@@ -90,7 +90,11 @@ pub async fn run<P: Participant>(parts: Parts<P>, stop: CancellationToken) {
     let mut purge = None;
     let mut pace = runner.rest.bus.pace();
     loop {
-        pace.gather().await;
+        tokio::select! {
+            biased;
+            () = stop.cancelled() => return,
+            () = pace.gather() => {}
+        }
         let batch = tokio::select! {
             biased;
             () = stop.cancelled() => return,

@@ -45,6 +45,7 @@ fn a_replica_takes_over_from_a_primary_that_dies() {
     let deadline = Instant::now() + LIMIT;
     while !others().any(|node| node.call(&["DBSIZE"]).unwrap() == Reply::Number(1)) {
         assert!(Instant::now() < deadline, "nobody replicates it");
+        std::thread::park_timeout(Duration::from_millis(10));
     }
 
     primary.kill().unwrap();

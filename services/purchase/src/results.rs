@@ -54,7 +54,11 @@ pub(crate) async fn run(parts: Parts, stop: CancellationToken) {
     let mut consumer = parts.bus.subscribe(PURCHASE_PROGRESS);
     let mut pace = parts.bus.pace();
     loop {
-        pace.gather().await;
+        tokio::select! {
+            biased;
+            () = stop.cancelled() => return,
+            () = pace.gather() => {}
+        }
         let batch = tokio::select! {
             biased;
             () = stop.cancelled() => return,

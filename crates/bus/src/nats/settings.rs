@@ -277,6 +277,12 @@ impl Settings {
             ("check_interval", seconds(self.check_interval), !self.check_interval.is_zero(), "it is above 0"),
             ("ack_wait", seconds(self.ack_wait), self.ack_wait >= ACK_WAIT_MIN, "it is at least 1 s"),
             (
+                "gathering.at_most",
+                seconds(self.gathering.at_most),
+                self.gathering.at_most <= self.ack_wait / 4,
+                "it is a quarter of ack_wait at most, or what gathers is given back",
+            ),
+            (
                 "duplicate_window",
                 seconds(self.duplicate_window),
                 self.duplicate_window > self.publish_timeout,
@@ -377,6 +383,9 @@ mod tests {
         assert!(refused(Settings { prefix: "a.b".to_owned(), ..settings() }).contains("prefix = a.b"));
         assert!(refused(Settings { replicas: 2, ..settings() }).contains("replicas = 2"));
         assert!(refused(Settings { ack_wait: Duration::ZERO, ..settings() }).contains("ack_wait = 0ns"));
+        let at_most = Duration::from_secs(3);
+        let long = Settings { gathering: Gathering { at_most, ..Gathering::ON_SERVERS }, ..settings() };
+        assert!(refused(long).contains("gathering.at_most = 3s"));
         let short = Settings { duplicate_window: Duration::from_secs(2), ..settings() };
         assert!(refused(short).contains("duplicate_window = 2s"));
     }

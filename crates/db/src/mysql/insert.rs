@@ -15,6 +15,8 @@ pub(super) struct Insert {
     /// `INSERT INTO t (id, n) VALUES `
     head: String,
     row: Vec<Piece>,
+    /// How many values a row of the set has.
+    columns: usize,
 }
 
 /// A part of what is written for each row.
@@ -27,19 +29,13 @@ enum Piece {
 }
 
 impl Insert {
-    /// From `INSERT INTO t (id, n) VALUES (?1, 7)`, as [`crate::dialect::translate`] writes it. None if it is another statement.
-    pub(super) fn parse(text: &str) -> Option<Insert> {
-        const VALUES: &str = " VALUES ";
-        let (head, template) = text.split_at(text.find(VALUES)? + VALUES.len());
-        let mut parts = template.split('?');
-        let mut row = vec![Piece::Sql(parts.next()?.to_owned())];
-        for part in parts {
-            let digits = part.find(|c: char| !c.is_ascii_digit())?;
-            let number: usize = part[..digits].parse().ok()?;
-            row.push(Piece::Column(number.checked_sub(1)?));
-            row.push(Piece::Sql(part[digits..].to_owned()));
-        }
-        Some(Insert { head: head.to_owned(), row })
+    /// From `INSERT INTO t (id, n) VALUES (?1, 7)`, as [`crate::dialect`] writes it for rows of so many columns.
+    ///
+    /// # Panics
+    /// If that is another text.
+    pub(super) fn new(text: &str, columns: usize) -> Insert {
+        let (head, row) = taken_apart(text).unwrap_or_else(|| panic!("this inserts no set: {text}"));
+        Insert { head, row, columns }
     }
 
     /// The whole set in one statement or more: one that has reached `full_bytes` takes no further row. The rows keep their order.
@@ -52,6 +48,7 @@ impl Insert {
             while let Some(row) = rows.next() {
                 values.clear();
                 values.extend(row);
+                assert_eq!(values.len(), self.columns, "values in a row of the set for: {}", self.head);
                 self.push_row(&mut text, &values);
                 if rows.peek().is_none() || text.len() >= full_bytes {
                     break;
@@ -70,6 +67,21 @@ impl Insert {
             }
         }
     }
+}
+
+/// What stands before the first row, and what each row is made of.
+fn taken_apart(text: &str) -> Option<(String, Vec<Piece>)> {
+    const VALUES: &str = " VALUES ";
+    let (head, template) = text.split_at(text.find(VALUES)? + VALUES.len());
+    let mut parts = template.split('?');
+    let mut row = vec![Piece::Sql(parts.next()?.to_owned())];
+    for part in parts {
+        let digits = part.find(|c: char| !c.is_ascii_digit())?;
+        let number: usize = part[..digits].parse().ok()?;
+        row.push(Piece::Column(number.checked_sub(1)?));
+        row.push(Piece::Sql(part[digits..].to_owned()));
+    }
+    Some((head.to_owned(), row))
 }
 
 fn push_literal(text: &mut String, value: Value<'_>) {
@@ -93,7 +105,7 @@ mod tests {
     use super::*;
 
     fn insert() -> Insert {
-        Insert::parse("INSERT INTO t (a, b, c, d) VALUES (?1, 7, ?3, max(?2, 0))").expect("an insert")
+        Insert::new("INSERT INTO t (a, b, c, d) VALUES (?1, 7, ?3, max(?2, ?1))", 3)
     }
 
     #[test]
@@ -101,15 +113,15 @@ mod tests {
         let mut set = Set::new();
         set.push(&[Value::Int(i64::MIN), Value::Text("';?"), Value::Blob(&[0, 0xaf])]);
         set.push(&[Value::Null, Value::Text(""), Value::Blob(&[])]);
-        let expected = "INSERT INTO t (a, b, c, d) VALUES (-9223372036854775808, 7, x'00af', max(_utf8mb4 x'273b3f', 0)),\
-                        (NULL, 7, x'', max(_utf8mb4 x'', 0))";
+        let expected = "INSERT INTO t (a, b, c, d) VALUES (-9223372036854775808, 7, x'00af', max(_utf8mb4 x'273b3f', -9223372036854775808)),\
+                        (NULL, 7, x'', max(_utf8mb4 x'', NULL))";
         assert_eq!(insert().texts(&set, usize::MAX).collect::<Vec<_>>(), [expected]);
         assert_eq!(insert().texts(&Set::new(), usize::MAX).count(), 0);
     }
 
     #[test]
     fn a_long_set_is_cut_between_rows() {
-        let insert = Insert::parse("INSERT INTO t (a) VALUES (?1)").expect("an insert");
+        let insert = Insert::new("INSERT INTO t (a) VALUES (?1)", 1);
         let mut set = Set::new();
         (0..5_u64).for_each(|id| set.push(&[Value::from(id)]));
         let texts: Vec<_> = insert.texts(&set, 30).collect();
@@ -119,8 +131,16 @@ mod tests {
     }
 
     #[test]
-    fn another_statement_is_none() {
-        assert!(Insert::parse("DELETE FROM t").is_none());
-        assert!(Insert::parse("INSERT INTO t (a) VALUES (?)").is_none());
+    #[should_panic(expected = "values in a row of the set for: INSERT INTO t (a, b, c, d) VALUES ")]
+    fn a_row_has_a_value_for_each_column() {
+        let mut set = Set::new();
+        set.push(&[Value::Null; 4]);
+        insert().texts(&set, usize::MAX).for_each(drop);
+    }
+
+    #[test]
+    fn another_statement_is_not_taken_apart() {
+        assert!(taken_apart("DELETE FROM t").is_none());
+        assert!(taken_apart("INSERT INTO t (a) VALUES (?)").is_none());
     }
 }
