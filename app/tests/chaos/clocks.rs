@@ -103,7 +103,8 @@ async fn buy_everywhere(replicas: &[Replica], customer: &Customer, cart: &Cart, 
             }
         })
     });
-    for answer in futures_util::future::join_all(asking).await {
+    let answers = tokio::time::timeout(ENDED_WITHIN, futures_util::future::join_all(asking)).await;
+    for answer in answers.expect("every replica answers") {
         assert_eq!(answer.status, 201, "{}", answer.body);
         let id = answer.json()["purchase_id"].as_u64().unwrap();
         assert!(id < 1 << 53 && ids.insert(id), "id {id} came twice");

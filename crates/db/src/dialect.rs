@@ -43,6 +43,9 @@
 
 use std::borrow::Cow;
 use std::collections::HashMap;
+use std::sync::Arc;
+
+use crate::mysql::insert::Insert;
 
 /// A kind of database.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -63,8 +66,8 @@ pub(crate) struct Statements {
 /// A statement for one database.
 struct Translated {
     text: Cow<'static, str>,
-    /// How many columns a row of the set has, if it inserts one.
-    inserts: Option<usize>,
+    /// What a server is sent instead, if it inserts a set.
+    insert: Option<Arc<Insert>>,
 }
 
 impl Statements {
@@ -77,10 +80,9 @@ impl Statements {
         &self.translated(sql).text
     }
 
-    /// The text for one row, and how many columns there are of a row, if the statement inserts a set.
-    pub(crate) fn insert(&mut self, sql: &'static str) -> Option<(&str, usize)> {
-        let Translated { text, inserts } = self.translated(sql);
-        inserts.map(|columns| (&**text, columns))
+    /// What a server is sent instead of the text, if the statement inserts a set.
+    pub(crate) fn insert(&mut self, sql: &'static str) -> Option<Arc<Insert>> {
+        self.translated(sql).insert.clone()
     }
 
     fn translated(&mut self, sql: &'static str) -> &Translated {
@@ -100,7 +102,7 @@ pub fn translate(dialect: Dialect, sql: &'static str) -> Cow<'static, str> {
 fn translated(dialect: Dialect, sql: &'static str) -> Translated {
     refuse_transaction_control(sql);
     if !sql.contains('{') {
-        return Translated { text: Cow::Borrowed(sql), inserts: None };
+        return Translated { text: Cow::Borrowed(sql), insert: None };
     }
     let mut text = String::with_capacity(2 * sql.len());
     let mut set = None;
@@ -133,7 +135,7 @@ fn translated(dialect: Dialect, sql: &'static str) -> Translated {
         rest = after;
     }
     text.push_str(rest);
-    let Some((set, is_insert)) = set else { return Translated { text: Cow::Owned(text), inserts: None } };
+    let Some((set, is_insert)) = set else { return Translated { text: Cow::Owned(text), insert: None } };
     let mut own = set.columns.len();
     let text = replace_names(&text, |name| match (dialect, name) {
         // The set's columns are the first parameters; the statement's own are counted on from there.
@@ -150,7 +152,9 @@ fn translated(dialect: Dialect, sql: &'static str) -> Translated {
             is_blob.then(|| format!("UNHEX({name})"))
         }
     });
-    Translated { text: Cow::Owned(text), inserts: is_insert.then_some(set.columns.len()) }
+    let for_server = is_insert && dialect == Dialect::Mysql;
+    let insert = for_server.then(|| Arc::new(Insert::new(&text, set.columns.len())));
+    Translated { text: Cow::Owned(text), insert }
 }
 
 /// Puts something else for names, dots included, and for `?`.

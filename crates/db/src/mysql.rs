@@ -16,7 +16,7 @@
 
 mod connect;
 mod fault;
-mod insert;
+pub(crate) mod insert;
 mod inspect;
 mod json;
 mod migrate;

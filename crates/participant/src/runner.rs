@@ -90,11 +90,7 @@ pub async fn run<P: Participant>(parts: Parts<P>, stop: CancellationToken) {
     let mut purge = None;
     let mut pace = runner.rest.bus.pace();
     loop {
-        tokio::select! {
-            biased;
-            () = stop.cancelled() => return,
-            () = pace.gather() => {}
-        }
+        stop.run_until_cancelled(pace.gather()).await;
         let batch = tokio::select! {
             biased;
             () = stop.cancelled() => return,

@@ -130,15 +130,15 @@ mod tests {
             while !gone.exists() {
                 assert!(Instant::now() < deadline, "the nest is not moved");
             }
-            let made = fs::create_dir_all(root.join("0"));
+            let _ = fs::create_dir_all(root.join("0"));
             let in_time = janitor.try_wait().unwrap().is_none();
             assert!(janitor.wait().unwrap().success());
             if in_time {
                 assert!(!root.exists() && !gone.exists());
                 return;
             }
-            // No server lives so long.
-            made.and_then(|()| fs::remove_dir_all(root)).unwrap();
+            // It may have been made after the janitor's end; no server lives so long.
+            let _ = fs::remove_dir_all(root);
         }
     }
 }

@@ -54,11 +54,7 @@ pub(crate) async fn run(parts: Parts, stop: CancellationToken) {
     let mut consumer = parts.bus.subscribe(PURCHASE_PROGRESS);
     let mut pace = parts.bus.pace();
     loop {
-        tokio::select! {
-            biased;
-            () = stop.cancelled() => return,
-            () = pace.gather() => {}
-        }
+        stop.run_until_cancelled(pace.gather()).await;
         let batch = tokio::select! {
             biased;
             () = stop.cancelled() => return,

@@ -11,7 +11,7 @@ use super::json::{push_hex, push_int};
 use crate::{Set, Value};
 
 /// A translated insert, taken apart.
-pub(super) struct Insert {
+pub(crate) struct Insert {
     /// `INSERT INTO t (id, n) VALUES `
     head: String,
     row: Vec<Piece>,
@@ -33,7 +33,7 @@ impl Insert {
     ///
     /// # Panics
     /// If that is another text.
-    pub(super) fn new(text: &str, columns: usize) -> Insert {
+    pub(crate) fn new(text: &str, columns: usize) -> Insert {
         let (head, row) = taken_apart(text).unwrap_or_else(|| panic!("this inserts no set: {text}"));
         Insert { head, row, columns }
     }

@@ -8,7 +8,6 @@ use ::mysql::{Conn, Error as MysqlError, Params, Statement, Value as MysqlValue}
 
 use super::connect::{Connector, Role};
 use super::fault::{Fault, key_name};
-use super::insert::Insert;
 use super::json;
 use super::outcome::{self, Mark};
 use super::uniques::Uniques;
@@ -21,8 +20,6 @@ pub(super) struct Session {
     uniques: Arc<Uniques>,
     role: Role,
     statements: Statements,
-    /// By address and length, as in [`Statements`]: those that insert a set.
-    inserts: HashMap<(usize, usize), Arc<Insert>>,
     live: Option<Live>,
 }
 
@@ -69,21 +66,7 @@ pub(super) enum CommitFailed {
 
 impl Session {
     pub(super) fn new(connector: Arc<Connector>, uniques: Arc<Uniques>, role: Role) -> Session {
-        Session {
-            connector,
-            uniques,
-            role,
-            statements: Statements::new(Dialect::Mysql),
-            inserts: HashMap::new(),
-            live: None,
-        }
-    }
-
-    /// The statement, if it inserts a set.
-    fn insert(&mut self, sql: &'static str) -> Option<Arc<Insert>> {
-        let (text, columns) = self.statements.insert(sql)?;
-        let insert = self.inserts.entry((sql.as_ptr().addr(), sql.len()));
-        Some(Arc::clone(insert.or_insert_with(|| Arc::new(Insert::new(text, columns)))))
+        Session { connector, uniques, role, statements: Statements::new(Dialect::Mysql), live: None }
     }
 
     pub(super) fn connector(&self) -> &Connector {
@@ -264,7 +247,7 @@ impl<'c> MysqlTx<'c> {
             return self.run(sql, Request::Values(values(None, params)), writes, each);
         };
         let full_bytes = self.session.connector.set_bytes();
-        if let Some(insert) = self.session.insert(sql) {
+        if let Some(insert) = self.session.statements.insert(sql) {
             // A bug of the statement's author, found at its first use.
             assert!(others.is_empty(), "a statement that inserts a set takes nothing else: {sql}");
             let texts = insert.texts(set, full_bytes);
