@@ -91,8 +91,9 @@ async fn what_cannot_be_found_out_is_said_to_be_unknown_and_nothing_else() {
     let (database, proxy) = shared();
     Db::connect(settings(&proxy, &database), ITEMS).unwrap().close().await;
     // Somebody who may leave word, and may not look for it.
-    let (name, user) = (database.name(), servers::unique_name());
-    let user = &user[user.len() - 8..];
+    let (name, unique) = (database.name(), servers::unique_name());
+    // A letter first: 8e2c22f8 begins with a number.
+    let user = format!("u{}", &unique[unique.len() - 8..]);
     let run = |statements: String| database.address().run(&statements).unwrap();
     run(format!(
         "CREATE USER {user}@'%'; GRANT INSERT, UPDATE, DELETE ON {name}.* TO {user}@'%';
