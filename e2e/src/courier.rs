@@ -18,7 +18,7 @@ use shop::purchase::{ORCHESTRATOR, PURCHASE_PROGRESS};
 use testkit::Dice;
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
-use wire::messages::{Command, Reply, ToOrchestrator, ToParticipant};
+use wire::messages::{Command, Progress, Reply, ToOrchestrator, ToParticipant};
 
 /// Copies that are under way at most. Beyond, the courier takes nothing more from the buses.
 const LOAD_ENVELOPES: usize = 4_096;
@@ -55,6 +55,15 @@ impl Passing {
         match ToOrchestrator::decode(self.envelope.body.clone()) {
             Ok(ToOrchestrator::Reply(reply)) if self.subject == ORCHESTRATOR => Some(reply),
             _ => None,
+        }
+    }
+
+    /// What is reported of a saga in it, if it is that.
+    pub fn report(&self) -> Option<Progress> {
+        if self.subject == PURCHASE_PROGRESS {
+            Progress::decode(self.envelope.body.clone()).ok()
+        } else {
+            None
         }
     }
 
@@ -182,6 +191,15 @@ impl Courier {
             };
             Fate::Deliver(times as u8)
         });
+    }
+
+    /// So many more messages fare as before; from then on everything is held.
+    pub fn hold_after(&self, messages: u64) {
+        let mut state = self.state();
+        let until = state.taken + messages;
+        let mut before = std::mem::replace(&mut state.judge, Box::new(|_| Fate::Hold));
+        state.judge =
+            Box::new(move |passing| if passing.number < until { before(passing) } else { Fate::Hold });
     }
 
     /// How many messages were taken so far.

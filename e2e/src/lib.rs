@@ -26,7 +26,7 @@ pub use books::{Books, check_events};
 pub use clock::TestClock;
 pub use courier::{Courier, Fate, Passing};
 pub use herald::{Herald, Weather};
-pub use shop::{HeldWrites, News, Part, PurchasesOn, Settings, Shop, Wiring};
+pub use shop::{Drivers, HeldWrites, News, Part, PurchasesOn, Settings, Shop, Wiring};
 
 /// How long a condition may take to come true. It is long, because the machine may be busy; a condition that
 /// comes true sooner is seen sooner.

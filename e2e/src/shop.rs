@@ -11,6 +11,7 @@ use aws_lc_rs::signature::{Ed25519KeyPair, KeyPair};
 use axum::Router;
 use bus::{Bus, Limits};
 use db::Db;
+use drive::Book;
 use jsonwebtoken::{Algorithm, EncodingKey, Header};
 use serve::auth::{KeySet, PublicKey, Realm, TOKEN_TYPE, Verifier};
 use serve::random::Random;
@@ -38,6 +39,36 @@ pub enum Wiring {
     Carried,
 }
 
+/// Who drives a saga on when a reply has been recorded.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Drivers {
+    /// The participant that has recorded it, as in the binary. Orchestrators start sagas.
+    Participants,
+    /// An orchestrator that is told of it, as those of sagas that a participant does not know.
+    Orchestrators,
+    /// An orchestrator where it is about an order, else the participant: as between two versions.
+    Both,
+}
+
+impl Drivers {
+    /// All of them.
+    pub const ALL: [Drivers; 3] = [Drivers::Participants, Drivers::Orchestrators, Drivers::Both];
+
+    /// The book of a participant.
+    fn book_of(self, part: Part) -> Book {
+        match (self, part) {
+            (_, Part::Orchestrator) | (Drivers::Participants, _) => book(),
+            (Drivers::Orchestrators, _) | (Drivers::Both, Part::Orders) => Book::new(),
+            (Drivers::Both, Part::Stock | Part::Payments) => book(),
+        }
+    }
+}
+
+/// The sagas of the shop.
+fn book() -> Book {
+    Book::new().with(purchase_saga(), PurchaseStep::commands, PURCHASE_PROGRESS)
+}
+
 /// A part that takes messages, and can be started and stopped while the shop is open.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Part {
@@ -63,6 +94,8 @@ pub struct Settings {
     pub bus: Limits,
     /// How the services reach each other.
     pub wiring: Wiring,
+    /// Who drives sagas on.
+    pub drivers: Drivers,
     /// Replicas of each [`Part`] that are started with the shop; 0 starts none.
     pub replicas: usize,
     /// A payment above it is declined.
@@ -126,6 +159,7 @@ impl Default for Settings {
             },
             bus: Limits::default(),
             wiring: Wiring::OneBus,
+            drivers: Drivers::Participants,
             replicas: 1,
             payment_limit: 1_000_000,
             barrier_retention: Duration::from_secs(24 * 60 * 60),
@@ -407,6 +441,7 @@ impl Shop {
                     clock,
                     verifier,
                     products,
+                    book: self.settings.drivers.book_of(part),
                     metrics,
                     spans: telemetry::Spans::off(),
                     settings,
@@ -422,6 +457,7 @@ impl Shop {
                     clock,
                     verifier,
                     limit,
+                    book: self.settings.drivers.book_of(part),
                     metrics,
                     spans: telemetry::Spans::off(),
                     settings,
@@ -434,13 +470,8 @@ impl Shop {
                     retry_delay_max: RETRY_DELAY_MAX,
                     ..orchestrator::Settings::default()
                 };
-                let book = orchestrator::Book::new().with(
-                    purchase_saga(),
-                    PurchaseStep::commands,
-                    PURCHASE_PROGRESS,
-                );
                 let parts = orchestrator::Parts {
-                    book,
+                    book: self.settings.drivers.book_of(part),
                     bus,
                     subject: ORCHESTRATOR,
                     metrics,
@@ -506,6 +537,7 @@ impl Shop {
             clock: self.clock.clock(),
             verifier: self.verifier.clone(),
             products: self.front.get_products(),
+            book: Book::new(),
             metrics: PubsubMetrics::new(&registry, "order"),
             spans: telemetry::Spans::off(),
             settings: participant_settings(&self.settings),
@@ -517,6 +549,7 @@ impl Shop {
             clock: self.clock.clock(),
             verifier: self.verifier.clone(),
             limit: self.settings.payment_limit,
+            book: Book::new(),
             metrics: PubsubMetrics::new(&registry, "payment"),
             spans: telemetry::Spans::off(),
             settings: participant_settings(&self.settings),
@@ -603,6 +636,7 @@ async fn product_service(
         bus: bus.clone(),
         clock: clock.clock(),
         write: product::CatalogWrite::Open,
+        book: settings.drivers.book_of(Part::Stock),
         metrics: PubsubMetrics::new(&Registry::new(), "product"),
         spans: telemetry::Spans::off(),
         settings: participant_settings(settings),
@@ -638,13 +672,21 @@ fn wire(settings: &Settings, stop: &CancellationToken) -> (Buses, Option<Courier
                 Buses { purchase: new(), orchestrator: new(), stock: new(), orders: new(), payments: new() };
             let line = |subject, from: &Bus, to: &Bus| Line { subject, from: from.clone(), to: to.clone() };
             let Buses { purchase, orchestrator, stock, orders, payments } = &buses;
-            let mut lines = vec![line(PURCHASE_PROGRESS, orchestrator, purchase)];
+            let mut lines = Vec::new();
             for from in [purchase, stock, orders, payments] {
                 lines.push(line(ORCHESTRATOR, from, orchestrator));
             }
-            for from in [purchase, orchestrator] {
+            // Whoever drives sagas may say anything to anybody else.
+            for from in [orchestrator, stock, orders, payments] {
+                lines.push(line(PURCHASE_PROGRESS, from, purchase));
+            }
+            for from in [purchase, orchestrator, orders, payments] {
                 lines.push(line(INVENTORY_COMMANDS, from, stock));
+            }
+            for from in [purchase, orchestrator, stock, payments] {
                 lines.push(line(ORDER_COMMANDS, from, orders));
+            }
+            for from in [purchase, orchestrator, stock, orders] {
                 lines.push(line(PAYMENT_COMMANDS, from, payments));
             }
             let courier = Courier::start(lines, stop);

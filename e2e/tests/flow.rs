@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bus::Limits;
-use e2e::{Books, Event, LIMIT, Part, Settings, Shop, Wiring, check_events};
+use e2e::{Books, Drivers, Event, LIMIT, Part, Settings, Shop, Wiring, check_events};
 use http::Method;
 use serde_json::{Value, json};
 use shop::purchase::{INVENTORY_COMMANDS, ORCHESTRATOR, ORDER_COMMANDS, PAYMENT_COMMANDS, PURCHASE_PROGRESS};
@@ -692,7 +692,8 @@ async fn two_queues_that_are_full_of_each_other_move_again() {
     const QUEUE: usize = 8;
     let limits = Limits { queue_envelopes: QUEUE, frame_envelopes: QUEUE, ..Limits::default() };
     let settings = with_purchases(|purchase| purchase.deadline = Duration::from_secs(1_000_000_000));
-    let mut shop = Shop::open(Settings { replicas: 0, bus: limits, ..settings }).await;
+    let mut shop =
+        Shop::open(Settings { replicas: 0, bus: limits, drivers: Drivers::Orchestrators, ..settings }).await;
     for part in [Part::Orchestrator, Part::Stock, Part::Payments] {
         shop.start(part).await;
     }
@@ -709,6 +710,46 @@ async fn two_queues_that_are_full_of_each_other_move_again() {
     shop.start(Part::Orders).await;
     shop.quiet_by_turning(shop.settings.purchase.retry_first).await;
     assert_eq!(shop.check().await.succeeded(), ids.into_iter().collect());
+}
+
+/// The orders' queue is full of what to take back, which calls for stock to be given back, and the stock's queue is full of
+/// purchases that call for orders.
+#[tokio::test]
+async fn two_participants_whose_queues_are_full_of_each_other_move_again() {
+    const QUEUE: usize = 8;
+    let limits = Limits { queue_envelopes: QUEUE, frame_envelopes: QUEUE, ..Limits::default() };
+    let settings = with_purchases(|purchase| purchase.deadline = Duration::from_secs(1_000_000_000));
+    let mut shop = Shop::open(Settings { replicas: 0, bus: limits, ..settings }).await;
+    for part in [Part::Orchestrator, Part::Stock, Part::Orders] {
+        shop.start(part).await;
+    }
+    let shelf = Shelf::fill(&shop).await;
+    let (api, customer) = (shop.api(), shop.customer(7));
+    let bus = shop.bus().clone();
+    let held = async |subject, count| {
+        until("so many wait", LIMIT, async || bus.depth(subject).await.unwrap().held() == count).await;
+    };
+    for declined in 1..=QUEUE {
+        api.buy(&customer, &[(shelf.dear, 1)]).await;
+        held(PAYMENT_COMMANDS, declined).await;
+    }
+    shop.stop(Part::Orders).await;
+    shop.start(Part::Payments).await;
+    held(ORDER_COMMANDS, QUEUE).await;
+    shop.stop(Part::Stock).await;
+    let mut good = BTreeSet::new();
+    for waiting in 1..=QUEUE {
+        good.insert(api.buy(&customer, &[(shelf.plenty, 1)]).await);
+        held(INVENTORY_COMMANDS, waiting).await;
+    }
+    drop(api);
+    shop.start(Part::Stock).await;
+    until("an order was refused", LIMIT, async || bus.stats().refused > 0).await;
+    let refused = bus.stats().refused;
+    shop.start(Part::Orders).await;
+    until("so was stock", LIMIT, async || bus.stats().refused > refused).await;
+    shop.quiet_by_turning(shop.settings.purchase.retry_first).await;
+    assert_eq!(shop.check().await.succeeded(), good);
 }
 
 /// Row 11 of the faults.

@@ -9,6 +9,7 @@ use axum::Router;
 use bus::Bus;
 use cache::Redis;
 use db::Db;
+use drive::Book;
 use product::ProductCache;
 use serve::auth::{Realm, Verifier};
 use serve::edge::{measured, traced_calls};
@@ -69,6 +70,11 @@ impl Common<'_> {
     }
 }
 
+/// The sagas of the shop: whoever has a reply of theirs drives them on.
+fn book() -> Book {
+    Book::new().with(purchase_saga(), PurchaseStep::commands, PURCHASE_PROGRESS)
+}
+
 /// The account service.
 pub(super) struct Account {
     /// Its routes.
@@ -120,6 +126,7 @@ pub(super) async fn product(common: &Common<'_>, db: Db, bus: Bus, seed: bool) -
         bus,
         clock: common.clock.clone(),
         write: catalog_write(common),
+        book: book(),
         metrics: common.pubsub("product"),
         spans: spans.clone(),
         settings: common.participant(),
@@ -150,6 +157,7 @@ pub(super) fn order(
         clock: common.clock.clone(),
         verifier,
         products,
+        book: book(),
         metrics: common.pubsub("order"),
         spans: spans.clone(),
         settings: common.participant(),
@@ -169,6 +177,7 @@ pub(super) fn payment(common: &Common<'_>, db: Db, bus: Bus, verifier: Verifier)
         clock: common.clock.clone(),
         verifier,
         limit: common.config.payment.limit,
+        book: book(),
         metrics: common.pubsub("payment"),
         spans: spans.clone(),
         settings: common.participant(),
@@ -224,7 +233,7 @@ pub(super) async fn purchase(
 /// Starts the orchestrator.
 pub(super) fn orchestrator(common: &Common<'_>, bus: Bus) {
     let orchestrator = orchestrator::Parts {
-        book: orchestrator::Book::new().with(purchase_saga(), PurchaseStep::commands, PURCHASE_PROGRESS),
+        book: book(),
         bus,
         subject: ORCHESTRATOR,
         metrics: common.pubsub("orchestrator"),

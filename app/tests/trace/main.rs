@@ -77,68 +77,50 @@ async fn tree(collector: &Collector, purchase: &str, paths: &[Vec<&str>]) -> Tre
     collector.until(ARRIVED_WITHIN, whole).await
 }
 
-const START: [&str; 2] = ["purchase/accept", "purchase/publish saga.orchestrator"];
-const DECIDED: &str = "orchestrator/process saga.orchestrator";
-const RESERVE: [&str; 3] = [
+/// An orchestrator starts a saga; from then on whoever has recorded a reply asks the next one.
+const START: [&str; 4] = [
+    "purchase/accept",
+    "purchase/publish saga.orchestrator",
+    "orchestrator/process saga.orchestrator",
     "orchestrator/publish saga.purchase.inventory",
-    "product/process saga.purchase.inventory",
-    "product/publish saga.orchestrator",
 ];
-const ORDER: [&str; 3] = [
-    "orchestrator/publish saga.purchase.order",
-    "order/process saga.purchase.order",
-    "order/publish saga.orchestrator",
-];
-const PAY: [&str; 3] = [
-    "orchestrator/publish saga.purchase.payment",
-    "payment/process saga.purchase.payment",
-    "payment/publish saga.orchestrator",
-];
-const REPORTED: [&str; 2] =
-    ["orchestrator/publish saga.purchase.progress", "purchase/process saga.purchase.progress"];
+const RESERVE: [&str; 1] = ["product/process saga.purchase.inventory"];
+const ORDER: [&str; 2] = ["product/publish saga.purchase.order", "order/process saga.purchase.order"];
+const PAY: [&str; 2] = ["order/publish saga.purchase.payment", "payment/process saga.purchase.payment"];
+const TAKE_ORDER_BACK: [&str; 2] =
+    ["payment/publish saga.purchase.order", "order/process saga.purchase.order"];
+const GIVE_STOCK_BACK: [&str; 2] =
+    ["order/publish saga.purchase.inventory", "product/process saga.purchase.inventory"];
+const REPORT_SUCCESS: [&str; 2] =
+    ["payment/publish saga.purchase.progress", "purchase/process saga.purchase.progress"];
+const REPORT_FAILURE: [&str; 2] =
+    ["product/publish saga.purchase.progress", "purchase/process saga.purchase.progress"];
 
-/// From the request through these steps, with the orchestrator's decision after each.
+/// From the request through these steps.
 fn through(from: &[&'static str], steps: &[&[&'static str]], to: &[&'static str]) -> Vec<&'static str> {
-    let mut path = [from, &START, &[DECIDED]].concat();
-    for step in steps {
-        path.extend(*step);
-        path.push(DECIDED);
-    }
-    path.extend(to);
-    path
+    [from, &START, &RESERVE, &steps.concat(), to].concat()
 }
 
 /// The paths of a purchase that succeeds, wherever its request came in.
 fn succeeded(from: &[&'static str]) -> Vec<Vec<&'static str>> {
-    let write = |service| [service];
     vec![
         [from, &["purchase/accept", "purchase/write purchase"]].concat(),
-        through(from, &[], &[&RESERVE[..2], &write("product/write product")].concat()),
-        through(from, &[&RESERVE], &[&ORDER[..2], &write("order/write order")].concat()),
-        through(from, &[&RESERVE, &ORDER], &[&PAY[..2], &write("payment/write payment")].concat()),
-        through(
-            from,
-            &[&RESERVE, &ORDER, &PAY],
-            &[&REPORTED[..], &write("purchase/write purchase")].concat(),
-        ),
+        through(from, &[], &["product/write product"]),
+        through(from, &[&ORDER], &["order/write order"]),
+        through(from, &[&ORDER, &PAY], &["payment/write payment"]),
+        through(from, &[&ORDER, &PAY, &REPORT_SUCCESS], &["purchase/write purchase"]),
     ]
 }
 
 /// Likewise of one whose payment is declined: the order and the stock are given back.
 fn declined(from: &[&'static str]) -> Vec<Vec<&'static str>> {
-    let undone = [&ORDER[..2], &["order/write order"]].concat();
+    let order_is_back: [&[_]; 3] = [&ORDER, &PAY, &TAKE_ORDER_BACK];
+    let stock_is_back: [&[_]; 4] = [&ORDER, &PAY, &TAKE_ORDER_BACK, &GIVE_STOCK_BACK];
+    let reported: [&[_]; 5] = [&ORDER, &PAY, &TAKE_ORDER_BACK, &GIVE_STOCK_BACK, &REPORT_FAILURE];
     vec![
-        through(from, &[&RESERVE, &ORDER, &PAY], &undone),
-        through(
-            from,
-            &[&RESERVE, &ORDER, &PAY, &ORDER],
-            &[&RESERVE[..2], &["product/write product"]].concat(),
-        ),
-        through(
-            from,
-            &[&RESERVE, &ORDER, &PAY, &ORDER, &RESERVE],
-            &[&REPORTED[..], &["purchase/write purchase"]].concat(),
-        ),
+        through(from, &order_is_back, &["order/write order"]),
+        through(from, &stock_is_back, &["product/write product"]),
+        through(from, &reported, &["purchase/write purchase"]),
     ]
 }
 
@@ -161,10 +143,10 @@ async fn a_purchase_through_many_processes_is_one_tree() {
     expected.push([&gate[..], &[&asks, &answers, "product/read product"]].concat());
     // What is announced to the copies before the stock changes, within the transaction.
     let fence = ["product/write product", "product/EVALSHA"];
-    expected.push([&through(&gate, &[], &RESERVE[..2])[..], &fence].concat());
+    expected.push(through(&gate, &[], &fence));
     // And what the replicas tell each other.
     expected.push([&gate[..], &["purchase/accept", "purchase/XADD"]].concat());
-    expected.push([&through(&gate, &[&RESERVE, &ORDER, &PAY], &REPORTED)[..], &["purchase/XADD"]].concat());
+    expected.push(through(&gate, &[&ORDER, &PAY, &REPORT_SUCCESS], &["purchase/XADD"]));
     let good = buyer.buy(buyer.kettle, None).await;
     let good = tree(&collector, &good, &expected).await;
     assert_eq!(good.root().parent, None);

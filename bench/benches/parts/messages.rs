@@ -3,7 +3,7 @@
 use std::hint::black_box;
 
 use criterion::{Criterion, Throughput};
-use orchestrator::Book;
+use drive::Book;
 use saga::{Outcome, Phase, StepIndex};
 use shop::purchase::{PURCHASE_PROGRESS, PurchaseStep, purchase_saga};
 use wire::messages::{Command, Pen, Recorded, Reply, ToOrchestrator, ToParticipant};

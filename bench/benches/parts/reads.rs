@@ -28,6 +28,7 @@ pub(crate) fn benches(criterion: &mut Criterion) {
             bus: Bus::embedded(Limits::default()),
             clock: Clock::system(),
             write: product::CatalogWrite::Open,
+            book: drive::Book::new(),
             metrics: PubsubMetrics::new(&Registry::new(), "product"),
             spans: telemetry::Spans::off(),
             settings: participant::Settings::default(),

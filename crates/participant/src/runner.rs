@@ -6,6 +6,7 @@ use std::time::Duration;
 use bus::{Batch, Bus, Delivery, Envelope, EnvelopeId, Subject, Verdict};
 use bytes::Bytes;
 use db::Db;
+use drive::{Answered, Book, Bounds, Frames, Messages, Outgoing};
 use saga::Phase;
 use telemetry::Spans;
 use telemetry::metrics::PubsubMetrics;
@@ -30,21 +31,31 @@ pub struct Settings {
     /// After so many deliveries, a command that fails for a reason which trying again cannot mend (a bug, rows that contradict
     /// each other) is parked. What may mend itself is tried for ever.
     pub park_after_deliveries: u32,
+    /// A command whose next message the bus has refused at so many deliveries is dropped: see [`drive`].
+    pub drop_after_deliveries: u32,
     /// Barrier rows are kept at least this long after they were recorded, whatever else is known: longer than any message
     /// stays under way.
     pub barrier_retention: Duration,
 }
 
 impl Default for Settings {
-    /// 512 commands, 20 ms to 5 s, 10 deliveries, 24 hours.
+    /// 512 commands, 20 ms to 5 s, 10 deliveries, 8 deliveries (about 2.5 s), 24 hours.
     fn default() -> Self {
         Settings {
             batch_commands: 512,
             retry_delay_min: Duration::from_millis(20),
             retry_delay_max: Duration::from_secs(5),
             park_after_deliveries: 10,
+            drop_after_deliveries: 8,
             barrier_retention: Duration::from_secs(24 * 60 * 60),
         }
+    }
+}
+
+impl Settings {
+    fn bounds(&self) -> Bounds {
+        let Settings { retry_delay_min, retry_delay_max, drop_after_deliveries, .. } = *self;
+        Bounds { retry_delay_min, retry_delay_max, drop_after_deliveries }
     }
 }
 
@@ -58,7 +69,9 @@ pub struct Parts<P> {
     pub bus: Bus,
     /// Where its commands wait.
     pub commands: Subject,
-    /// Where its replies go.
+    /// The sagas that are driven on here, as soon as their replies are recorded.
+    pub book: Book,
+    /// Where the replies of all other sagas go.
     pub replies: Subject,
     /// The time that is recorded with replies.
     pub clock: Clock,
@@ -79,6 +92,7 @@ pub async fn run<P: Participant>(parts: Parts<P>, stop: CancellationToken) {
             db: parts.db,
             bus: parts.bus,
             commands: parts.commands,
+            book: parts.book,
             replies: parts.replies,
             clock: parts.clock,
             metrics: parts.metrics,
@@ -118,6 +132,7 @@ struct RunnerParts {
     db: Db,
     bus: Bus,
     commands: Subject,
+    book: Book,
     replies: Subject,
     clock: Clock,
     metrics: PubsubMetrics,
@@ -272,7 +287,8 @@ impl<P: Participant> Runner<P> {
         }
     }
 
-    /// Sends the replies in one frame; if it is refused, all of those commands come again and are answered the same.
+    /// Publishes what the replies call for, or the replies themselves where somebody else has to know what that is. If that is
+    /// refused, the commands come again and are answered the same.
     async fn publish(
         &self,
         sorted: &mut Sorted<P::Input>,
@@ -280,24 +296,20 @@ impl<P: Participant> Runner<P> {
         answers: Vec<Answer>,
         deliveries: &[Delivery],
     ) {
-        let RunnerParts { bus, replies, metrics, settings, .. } = &self.rest;
-        let mut frame = Vec::with_capacity(answers.len());
-        let mut sent = Vec::with_capacity(answers.len());
-        let mut pen = Pen::for_messages(answers.len());
+        let RunnerParts { bus, metrics, settings, .. } = &self.rest;
+        let mut frames = Frames::of_batch(deliveries.len(), bus);
+        let mut pen = Pen::for_messages(2 * answers.len());
         for (((about, place), command), answer) in sorted.questions.drain(..).zip(commands).zip(answers) {
             let delivery = &deliveries[place];
             match answer {
                 Answer::Reply(recorded) => {
-                    let reply = reply(command, &about, &recorded, &mut pen);
-                    let (bytes, limit) = (reply.body.len(), bus.limits().body_bytes);
-                    if bytes > limit {
-                        let why = format!("its reply has {bytes} bytes, above the bus's limit of {limit}");
+                    let planned = self.next(command, &about, recorded, &mut pen);
+                    let added = planned.and_then(|messages| {
+                        frames.add(place, messages, &mut sorted.traced).map_err(|large| large.to_string())
+                    });
+                    if let Err(why) = added {
                         sorted.verdicts[place] = park(delivery, why);
-                        continue;
                     }
-                    sorted.traced.calls_for(place, replies.0, reply.id.number());
-                    frame.push(reply);
-                    sent.push(place);
                 }
                 Answer::Retry(why) => {
                     let (saga, count) = (command.token.saga, delivery.count);
@@ -310,17 +322,25 @@ impl<P: Participant> Runner<P> {
                 }
             }
         }
-        if frame.is_empty() {
-            return;
-        }
-        let (began, began_spans) = (Instant::now(), sorted.traced.publishing());
-        let published = bus.publish(*replies, frame).await;
-        metrics.published(began.elapsed(), published.is_ok());
-        sorted.traced.published(replies.0, began_spans, sent.len(), published.is_ok());
-        if let Err(refused) = published {
-            tracing::warn!(%refused, replies = sent.len(), "replies were refused; the commands come again");
-            for place in sent {
-                sorted.verdicts[place] = retry(settings, deliveries[place].count);
+        let Sorted { verdicts, traced, .. } = sorted;
+        frames.publish(bus, settings.bounds(), deliveries, verdicts, metrics, traced).await;
+    }
+
+    /// What a recorded reply calls for.
+    fn next(
+        &self,
+        command: &Command<P::Input>,
+        about: &About,
+        recorded: Bytes,
+        pen: &mut Pen,
+    ) -> Result<[Option<Outgoing>; 2], String> {
+        let Command { token, step, phase, .. } = command;
+        let answered = Answered { step: *step, phase: *phase, recorded: recorded.clone() };
+        match self.rest.book.answered(token, about, answered, pen) {
+            Some(messages) => messages.map(Messages::outgoing).map_err(|refused| refused.to_string()),
+            None => {
+                let envelope = reply(command, about, &recorded, pen);
+                Ok([Some(Outgoing { subject: self.rest.replies, envelope, may_be_lost: false }), None])
             }
         }
     }
@@ -365,9 +385,7 @@ fn reply<I>(command: &Command<I>, about: &About, recorded: &Bytes, pen: &mut Pen
 }
 
 fn retry(settings: &Settings, count: u32) -> Verdict {
-    let doublings = count.saturating_sub(1).min(16);
-    let after = settings.retry_delay_min.saturating_mul(1 << doublings).min(settings.retry_delay_max);
-    Verdict::Retry { after }
+    Verdict::Retry { after: settings.bounds().delay(count) }
 }
 
 fn retry_or_park(settings: &Settings, delivery: &Delivery, why: String) -> Verdict {

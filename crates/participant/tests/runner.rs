@@ -11,13 +11,16 @@ use std::time::Duration;
 use bus::{Bus, Consumer, Envelope, EnvelopeId, Limits, Parked, Subject, Verdict};
 use bytes::Bytes;
 use db::{Db, Error, Outage};
+use drive::Book;
 use participant::{Parts, Settings, barrier};
-use saga::{Mode, Outcome, Path, Phase, Reason, StepIndex, Token};
+use saga::{Definition, Mode, Outcome, Path, Phase, Reason, StepIndex, Token};
 use telemetry::Registry;
 use telemetry::metrics::PubsubMetrics;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
-use wire::messages::{About, Carried, Command, Purge, Recorded, Reply, ToOrchestrator, ToParticipant};
+use wire::messages::{
+    About, Carried, Command, Progress, Purge, Recorded, Reply, ToOrchestrator, ToParticipant,
+};
 use wire::time::Clock;
 
 use support::{Counting, Input, MIGRATIONS, effects, effects_of, rows};
@@ -39,11 +42,19 @@ testdb::on_both! {
     a_compensation_on_two_replicas_at_once_is_undone_once,
     a_purge_beside_commands_is_carried_out_and_not_answered,
     one_purge_goes_on_until_nothing_old_is_left,
-    a_command_that_another_consumer_gave_back_is_answered;
+    a_command_that_another_consumer_gave_back_is_answered,
+    a_saga_that_is_known_here_is_driven_on_and_the_same_again,
+    what_no_queue_takes_comes_again_and_is_dropped_in_the_end,
+    what_is_too_large_for_the_bus_is_parked_alone;
 }
 
 const COMMANDS: Subject = Subject("test.commands");
 const REPLIES: Subject = Subject("test.replies");
+/// Where the next step of a saga that the runner knows takes its commands, and where those sagas are reported.
+const NEXT: Subject = Subject("test.next");
+const PROGRESS: Subject = Subject("test.progress");
+/// The deliveries after which a command is dropped whose next one finds no room.
+const DROP_AFTER: u32 = 3;
 /// Only a failing test waits this long.
 const PATIENCE: Duration = Duration::from_secs(20);
 const PARK_AFTER: u32 = 4;
@@ -53,6 +64,7 @@ const SETTINGS: Settings = Settings {
     retry_delay_min: Duration::from_millis(1),
     retry_delay_max: Duration::from_millis(4),
     park_after_deliveries: PARK_AFTER,
+    drop_after_deliveries: u32::MAX,
     barrier_retention: Duration::from_secs(60),
 };
 
@@ -65,6 +77,8 @@ struct Stage {
     db: Db,
     bus: Bus,
     replies: Consumer,
+    book: Book,
+    settings: Settings,
     stop: CancellationToken,
 }
 
@@ -77,8 +91,30 @@ impl Stage {
             db: at.open_bounded(MIGRATIONS, Bounds { writers: 1, ..Bounds::default() }),
             replies: bus.subscribe(REPLIES),
             bus,
+            book: Book::new(),
+            settings: SETTINGS,
             stop: CancellationToken::new(),
         }
+    }
+
+    /// With a runner that knows the saga of [`ask_known`].
+    fn knowing(at: &TestDb) -> Stage {
+        let known = Definition::new("known", 1).compensatable(COMMANDS).pivot(NEXT).build();
+        Stage { book: Book::new().with(known, |subject| subject, PROGRESS), ..Stage::new(at) }
+    }
+
+    /// The envelopes that wait in a queue, so many.
+    async fn take(&self, subject: Subject, count: usize) -> Vec<Envelope> {
+        let mut taken = Vec::new();
+        let mut consumer = self.bus.subscribe(subject);
+        while taken.len() < count {
+            let batch = tokio::time::timeout(PATIENCE, consumer.next(LIMITS.frame_envelopes)).await;
+            let batch = batch.expect("messages come").unwrap();
+            taken.extend(batch.deliveries().iter().map(|delivery| delivery.envelope.clone()));
+            batch.ack_all().await.unwrap();
+        }
+        assert_eq!(taken.len(), count, "{taken:?}");
+        taken
     }
 
     /// Starts a runner; there may be several.
@@ -88,11 +124,12 @@ impl Stage {
             db: self.db.clone(),
             bus: self.bus.clone(),
             commands: COMMANDS,
+            book: self.book.clone(),
             replies: REPLIES,
             clock: Clock::from_fn(|| 1_000_000),
             metrics: PubsubMetrics::new(&Registry::new(), "test"),
             spans: telemetry::Spans::off(),
-            settings: SETTINGS,
+            settings: self.settings,
         };
         tokio::spawn(participant::run(parts, self.stop.clone()))
     }
@@ -162,6 +199,16 @@ fn ask(saga: u64, phase: Phase, input: impl Into<Bytes>) -> Envelope {
         about: About::new("test", 1, 1, &input.into(), b"trace"),
     };
     envelope(saga, ToParticipant::Command(Command { carried, step: StepIndex(3), phase }).encode())
+}
+
+/// Asks for the first step of a saga that the runner may know.
+fn ask_known(saga: u64, trace: &[u8]) -> Envelope {
+    let carried = Carried {
+        token: Token { saga, mode: Mode::Execute, path: Path::new() },
+        about: About::new("known", 1, 1, &Input::Accept.bytes(), trace),
+    };
+    let command = Command { carried, step: StepIndex(0), phase: Phase::Action };
+    envelope(saga, ToParticipant::Command(command).encode())
 }
 
 fn act(saga: u64, input: Input) -> Envelope {
@@ -467,4 +514,63 @@ async fn a_command_that_another_consumer_gave_back_is_answered(at: &TestDb) {
     batch.settle(vec![Verdict::Retry { after: Duration::ZERO }]).await.unwrap();
     stage.run();
     assert_eq!(outcome(&stage.reply().await), done(1));
+}
+
+async fn a_saga_that_is_known_here_is_driven_on_and_the_same_again(at: &TestDb) {
+    let mut stage = Stage::knowing(at);
+    stage.run();
+    stage.publish([ask_known(1, b"trace"), act(2, Input::Accept)]).await;
+    assert_eq!(sagas(&stage.replies(1).await), [2], "what is not known here is somebody else's");
+    let (asked, told) = (stage.take(NEXT, 1).await, stage.take(PROGRESS, 1).await);
+    let Ok(ToParticipant::Command(next)) = ToParticipant::decode(asked[0].body.clone()) else {
+        panic!("no command: {asked:?}")
+    };
+    assert_eq!((next.step, next.phase), (StepIndex(1), Phase::Action));
+    let path = &next.carried.token.path;
+    assert_eq!(path.data(StepIndex(0)), Some(&b"0 of 1"[..]), "{path:?}");
+    assert_eq!(next.carried.about.trace(), b"trace");
+    assert_eq!(Progress::decode(told[0].body.clone()).unwrap().carried, next.carried);
+
+    stage.publish([ask_known(1, b"trace")]).await;
+    assert_eq!((stage.take(NEXT, 1).await, stage.take(PROGRESS, 1).await), (asked, told));
+    assert_eq!(effects_of(&stage.db, 1, 0).await.acted, 1);
+    stage.quiet().await;
+    assert_eq!(stage.bus.depth(REPLIES).await.unwrap().held(), 0);
+}
+
+async fn what_no_queue_takes_comes_again_and_is_dropped_in_the_end(at: &TestDb) {
+    let mut stage = Stage::knowing(at);
+    stage.settings.drop_after_deliveries = DROP_AFTER;
+    let filler: Vec<Envelope> = (0..32).map(|number| envelope(900 + number, Bytes::new())).collect();
+    stage.bus.publish(NEXT, filler.clone()).await.unwrap();
+    stage.bus.publish(NEXT, filler).await.unwrap();
+    stage.run();
+    stage.publish([ask_known(1, b""), ask_known(2, b"")]).await;
+    stage.quiet().await;
+    assert_eq!(stage.bus.stats().redelivered, u64::from(2 * (DROP_AFTER - 1)));
+    assert!(stage.parked().await.is_empty(), "whoever keeps the list of open sagas starts them again");
+    assert_eq!(effects(&stage.db).await.len(), 2, "what was done is done once");
+    stage.take(NEXT, 64).await;
+    stage.publish([ask_known(2, b""), ask_known(1, b"")]).await;
+    let asked = stage.take(NEXT, 2).await;
+    assert_eq!(asked.iter().map(|asked| asked.id.parts().0).collect::<Vec<_>>(), [2, 1]);
+    assert_eq!(effects(&stage.db).await.len(), 2);
+}
+
+/// The command itself fits; with the reply in its path it does not.
+async fn what_is_too_large_for_the_bus_is_parked_alone(at: &TestDb) {
+    let stage = Stage::knowing(at);
+    let limit = LIMITS.body_bytes;
+    let without = ask_known(1, b"").body.len();
+    let large = ask_known(1, &vec![b'x'; limit - without - 8]);
+    assert!((limit - 8..=limit).contains(&large.body.len()), "{}", large.body.len());
+    stage.run();
+    stage.publish([large, ask_known(2, b"")]).await;
+    let asked = stage.take(NEXT, 1).await;
+    assert_eq!(asked[0].id.parts().0, 2);
+    stage.quiet().await;
+    let parked = stage.parked().await;
+    assert_eq!(parked.keys().collect::<Vec<_>>(), [&1]);
+    let reason = &parked[&1].reason;
+    assert!(reason.ends_with(&format!("above the bus's limit of {limit}")), "{reason}");
 }

@@ -1,7 +1,7 @@
 //! The two sagas under test.
 
 use bus::Subject;
-use orchestrator::Book;
+use drive::Book;
 use saga::{Definition, Illegal, Kind, Mode, Path, Position, Status, StepIndex, Token};
 use shop::purchase::{ORCHESTRATOR, PURCHASE_PROGRESS, PurchaseStep, purchase_saga};
 use wire::messages::{About, Carried, Start, ToOrchestrator};

@@ -9,7 +9,7 @@
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 
 use bytes::Bytes;
-use orchestrator::{Book, Refused};
+use drive::{Book, Refused};
 use participant::barrier::{Decision, Found};
 use saga::{End, Illegal, Mode, Path, Position, Status};
 use wire::messages::{Command, Pen, Progress, Reply, ToOrchestrator, ToParticipant};
@@ -125,7 +125,7 @@ impl<'s> Explorer<'s> {
             }
             Err(refused) => panic!("{refused}"),
         };
-        for orchestrator::Outgoing { subject: to, envelope, .. } in messages {
+        for drive::Outgoing { subject: to, envelope, .. } in messages.outgoing().into_iter().flatten() {
             if self.saga.takes_commands(to) {
                 state.sent.insert(envelope.body);
             } else {

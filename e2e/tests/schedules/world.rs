@@ -14,7 +14,7 @@ use std::rc::Rc;
 
 use bus::{Envelope, EnvelopeId, Subject};
 use bytes::Bytes;
-use orchestrator::{Book, Refused};
+use drive::{Book, Refused};
 use saga::{End, Illegal, Mode, Outcome, Path, Phase, Position, Status};
 use shop::purchase::ORCHESTRATOR;
 use wire::messages::{Command, Pen, Progress, Reply, ToOrchestrator, ToParticipant};
@@ -341,8 +341,9 @@ impl<D: Desks> World<D> {
         if parcel.to == ORCHESTRATOR {
             match self.book.plan(parcel.envelope.body, &mut Pen::for_messages(2)) {
                 Ok(messages) => {
+                    let messages = messages.outgoing().into_iter().flatten();
                     let messages: Vec<_> =
-                        messages.into_iter().map(|message| (message.subject, message.envelope)).collect();
+                        messages.map(|message| (message.subject, message.envelope)).collect();
                     for (to, envelope) in &messages {
                         if *to == run.saga.progress {
                             let path = Progress::decode(envelope.body.clone()).unwrap().carried.token.path;

@@ -13,6 +13,7 @@ mod store;
 use axum::Router;
 use bus::Bus;
 use db::Db;
+use drive::Book;
 use participant::barrier;
 use serve::auth::Verifier;
 use shop::calls::GetProducts;
@@ -50,6 +51,8 @@ pub struct Parts {
     pub verifier: Verifier,
     /// Tells the names of products.
     pub products: GetProducts,
+    /// The sagas that its participant drives on when it has recorded a reply.
+    pub book: Book,
     /// Counts what its participant does.
     pub metrics: PubsubMetrics,
     /// Records what its participant does for sampled sagas.
@@ -70,12 +73,13 @@ pub fn router(parts: &Parts) -> Router {
 
 /// Takes part in purchase sagas until `stop`.
 pub async fn run(parts: Parts, stop: CancellationToken) {
-    let Parts { db, bus, clock, metrics, spans, settings, .. } = parts;
+    let Parts { db, bus, clock, book, metrics, spans, settings, .. } = parts;
     let participant = participant::Parts {
         participant: orders::Orders,
         db,
         bus,
         commands: ORDER_COMMANDS,
+        book,
         replies: ORCHESTRATOR,
         clock,
         metrics,

@@ -14,6 +14,7 @@ mod store;
 use axum::Router;
 use bus::Bus;
 use db::Db;
+use drive::Book;
 use participant::barrier;
 use serve::auth::Verifier;
 use shop::purchase::{ORCHESTRATOR, PAYMENT_COMMANDS};
@@ -49,6 +50,8 @@ pub struct Parts {
     pub verifier: Verifier,
     /// A payment above it is declined, in the currency's unit as given.
     pub limit: i64,
+    /// The sagas that its participant drives on when it has recorded a reply.
+    pub book: Book,
     /// Counts what its participant does.
     pub metrics: PubsubMetrics,
     /// Records what its participant does for sampled sagas.
@@ -68,12 +71,13 @@ pub fn router(parts: &Parts) -> Router {
 
 /// Takes part in purchase sagas until `stop`.
 pub async fn run(parts: Parts, stop: CancellationToken) {
-    let Parts { db, bus, clock, limit, metrics, spans, settings, .. } = parts;
+    let Parts { db, bus, clock, limit, book, metrics, spans, settings, .. } = parts;
     let participant = participant::Parts {
         participant: payments::Payments { limit },
         db,
         bus,
         commands: PAYMENT_COMMANDS,
+        book,
         replies: ORCHESTRATOR,
         clock,
         metrics,

@@ -19,6 +19,7 @@ use axum::Router;
 use bus::Bus;
 use db::Db;
 use db::ids::{Ids, IdsError};
+use drive::Book;
 use participant::barrier;
 use shop::calls::{CheckProducts, GetProducts, ProductDetails, Unavailable};
 use shop::purchase::{INVENTORY_COMMANDS, ORCHESTRATOR};
@@ -83,6 +84,8 @@ pub struct Parts {
     pub clock: Clock,
     /// Who may create products.
     pub write: CatalogWrite,
+    /// The sagas that its participant drives on when it has recorded a reply.
+    pub book: Book,
     /// Counts what its participant does.
     pub metrics: PubsubMetrics,
     /// Records what its participant does for sampled sagas.
@@ -108,7 +111,7 @@ pub struct ProductService {
 /// # Errors
 /// When no worker id for its ids can be had.
 pub async fn start(parts: Parts) -> Result<ProductService, IdsError> {
-    let Parts { db, cache, redis, bus, clock, write, metrics, spans, settings } = parts;
+    let Parts { db, cache, redis, bus, clock, write, book, metrics, spans, settings } = parts;
     let ids = Ids::lease(db.clone(), clock.clone()).await?;
     let shared = match db.is_shared() {
         true => Some(Shared::start(&db, redis, clock.clone()).await?),
@@ -121,6 +124,7 @@ pub async fn start(parts: Parts) -> Result<ProductService, IdsError> {
         db,
         bus,
         commands: INVENTORY_COMMANDS,
+        book,
         replies: ORCHESTRATOR,
         clock,
         metrics,

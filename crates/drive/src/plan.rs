@@ -1,0 +1,269 @@
+//! From one message, or one recorded reply, to the messages that it calls for: pure, so that a test can assert them.
+
+use std::sync::Arc;
+
+use bus::{Envelope, EnvelopeId, Subject};
+use bytes::Bytes;
+use saga::{Definition, Effects, Illegal, Phase, Standing, StepIndex, Token};
+use wire::messages::{About, Carried, DecodeError, Pen, Recorded, Reply, Start, ToOrchestrator};
+
+/// A message that cannot be acted upon, now or later.
+#[derive(Debug, thiserror::Error)]
+pub enum Refused {
+    /// It cannot be understood.
+    #[error(transparent)]
+    Undecodable(#[from] DecodeError),
+    /// Its saga is none of this book's.
+    #[error("no definition {name:?} version {version} is known here")]
+    UnknownDefinition {
+        /// The definition's name.
+        name: String,
+        /// Its version.
+        version: u32,
+    },
+    /// It is a reply that its saga cannot get.
+    #[error("saga {saga}: {illegal}")]
+    Illegal {
+        /// The saga.
+        saga: u64,
+        /// Why not.
+        illegal: Illegal,
+    },
+}
+
+/// A message to be published.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Outgoing {
+    /// Where to.
+    pub subject: Subject,
+    /// What.
+    pub envelope: Envelope,
+    /// Whether a later message of the saga says all that this one says. If the bus refuses it, it is not worth doing
+    /// everything again.
+    pub may_be_lost: bool,
+}
+
+/// The messages that one message calls for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Messages {
+    /// To the one who started the saga.
+    pub report: Option<Outgoing>,
+    /// To the participant that is asked next.
+    pub command: Option<Outgoing>,
+    /// What their saga is about.
+    pub about: About,
+}
+
+impl Messages {
+    /// In the order in which they are published.
+    pub fn outgoing(self) -> [Option<Outgoing>; 2] {
+        [self.report, self.command]
+    }
+}
+
+type Drive = Box<dyn Fn(Carried, Option<Answered>, &mut Pen) -> Result<Messages, Refused> + Send + Sync>;
+
+/// A reply without the saga that it came with.
+#[derive(Clone, Debug)]
+pub struct Answered {
+    /// The step that was asked for.
+    pub step: StepIndex,
+    /// What was asked.
+    pub phase: Phase,
+    /// The encoded [`Recorded`], byte for byte as the participant keeps it.
+    pub recorded: Bytes,
+}
+
+/// The sagas that are driven here, by definition name and version. Cloning is cheap.
+#[derive(Clone, Default)]
+pub struct Book(Arc<Vec<Known>>);
+
+/// A saga by its definition's name and version. There are few: a scan beats a hash.
+struct Known {
+    name: &'static str,
+    version: u32,
+    drive: Drive,
+}
+
+impl Book {
+    /// A book without sagas.
+    pub fn new() -> Book {
+        Book::default()
+    }
+
+    /// Adds a definition: `commands` says where each step's participant takes its commands, `progress` where the one
+    /// who starts these sagas hears of them.
+    ///
+    /// # Panics
+    /// When the definition's name and version are in the book already, or the book has been cloned.
+    #[must_use]
+    pub fn with<S: Copy + Send + Sync + 'static>(
+        mut self,
+        definition: Definition<S>,
+        commands: fn(S) -> Subject,
+        progress: Subject,
+    ) -> Book {
+        let (name, version) = (definition.name(), definition.version());
+        assert!(
+            !self.0.iter().any(|known| known.name == name && known.version == version),
+            "definition {name:?} version {version} is in the book twice"
+        );
+        let drive = move |carried: Carried, answered: Option<Answered>, pen: &mut Pen| {
+            let Carried { token, about } = carried;
+            let saga = token.saga;
+            let effects = match answered {
+                None => saga::start(&definition, saga, token.mode),
+                Some(Answered { step, phase, recorded }) => {
+                    let Recorded { outcome, at } = Recorded::decode(&recorded)?;
+                    let reply = saga::Reply { step, phase, outcome, at };
+                    saga::advance(&definition, token, reply)
+                        .map_err(|illegal| Refused::Illegal { saga, illegal })?
+                }
+            };
+            Ok(messages(effects, about, commands, progress, pen))
+        };
+        let known = Known { name, version, drive: Box::new(drive) };
+        Arc::get_mut(&mut self.0).expect("a book is written before it is handed out").push(known);
+        self
+    }
+
+    /// The messages that one message calls for, written with this pen.
+    ///
+    /// # Errors
+    /// [`Refused`] when nothing can ever be done about it.
+    pub fn plan(&self, body: Bytes, pen: &mut Pen) -> Result<Messages, Refused> {
+        let (carried, answered) = match ToOrchestrator::decode(body)? {
+            ToOrchestrator::Start(Start { carried }) => (carried, None),
+            ToOrchestrator::Reply(Reply { carried, step, phase, recorded }) => {
+                (carried, Some(Answered { step, phase, recorded }))
+            }
+        };
+        match self.find(&carried.about) {
+            Some(known) => (known.drive)(carried, answered, pen),
+            None => Err(Refused::UnknownDefinition {
+                name: carried.about.definition().to_owned(),
+                version: carried.about.version(),
+            }),
+        }
+    }
+
+    /// The messages that a reply calls for that was recorded here; None when its saga is not in the book, and somebody else has to
+    /// be told.
+    ///
+    /// # Errors
+    /// As [`Book::plan`].
+    pub fn answered(
+        &self,
+        token: &Token,
+        about: &About,
+        answered: Answered,
+        pen: &mut Pen,
+    ) -> Option<Result<Messages, Refused>> {
+        let known = self.find(about)?;
+        let carried = Carried { token: token.clone(), about: about.clone() };
+        Some((known.drive)(carried, Some(answered), pen))
+    }
+
+    fn find(&self, about: &About) -> Option<&Known> {
+        self.0.iter().find(|known| about.is_of(known.name, known.version))
+    }
+}
+
+/// Effects as messages. Each carries the saga as it now stands; its id is a function of what it says.
+fn messages<S: Copy>(
+    effects: Effects<S>,
+    about: About,
+    commands: fn(S) -> Subject,
+    progress: Subject,
+    pen: &mut Pen,
+) -> Messages {
+    let Effects { token, ask, tell } = effects;
+    let saga = token.saga;
+    let place = u64::from(u8::try_from(token.path.len()).unwrap_or(u8::MAX)) | (token.mode as u64) << 8;
+    let report = tell.map(|standing| {
+        let body = pen.progress(&token, &about);
+        let envelope = Envelope { id: EnvelopeId::of(saga, 2 << 40 | place), body };
+        Outgoing { subject: progress, envelope, may_be_lost: standing == Standing::Open }
+    });
+    let command = ask.map(|ask| {
+        let tag = 3 << 40 | u64::from(ask.index.0) << 32 | (ask.phase as u64) << 16 | place;
+        let body = pen.command(&token, &about, ask.index, ask.phase);
+        let envelope = Envelope { id: EnvelopeId::of(saga, tag), body };
+        Outgoing { subject: commands(ask.step), envelope, may_be_lost: false }
+    });
+    Messages { report, command, about }
+}
+
+#[cfg(test)]
+mod tests {
+    use saga::{Mode, Outcome, Path, Reason};
+
+    use super::*;
+
+    const FIRST: Subject = Subject("test.first");
+    const SECOND: Subject = Subject("test.second");
+    const PROGRESS: Subject = Subject("test.progress");
+
+    fn book() -> Book {
+        let definition = Definition::new("trip", 2).compensatable(FIRST).pivot(SECOND).build();
+        Book::new().with(definition, |subject| subject, PROGRESS)
+    }
+
+    fn about(version: u32) -> About {
+        About::new("trip", version, 7, b"input", b"trace")
+    }
+
+    fn answer(step: u8, phase: Phase, outcome: Outcome) -> Answered {
+        let recorded = Recorded { outcome, at: 11 }.encode();
+        Answered { step: StepIndex(step), phase, recorded }
+    }
+
+    fn reply(token: &Token, about: &About, answered: &Answered) -> Bytes {
+        let Answered { step, phase, recorded } = answered;
+        Pen::for_messages(1).reply(token, about, *step, *phase, recorded)
+    }
+
+    /// From its start to its end, by those who are told of replies and by those who have recorded them.
+    #[test]
+    fn a_saga_gets_the_same_messages_whoever_drives_it_on() {
+        let declined = Outcome::Rejected(Reason::Refused("no".to_owned()));
+        let answers = [
+            answer(0, Phase::Action, Outcome::Done(b"seat 3".to_vec())),
+            answer(1, Phase::Action, declined),
+            answer(0, Phase::Compensation, Outcome::Compensated),
+        ];
+        let (book, about, pen) = (book(), about(2), &mut Pen::for_messages(8));
+        let mut token = Token { saga: 5, mode: Mode::Execute, path: Path::new() };
+        for answered in answers {
+            let told = book.plan(reply(&token, &about, &answered), pen).unwrap();
+            let recorded = book.answered(&token, &about, answered, pen).unwrap().unwrap();
+            assert_eq!(told, recorded);
+            let report = wire::messages::Progress::decode(recorded.report.unwrap().envelope.body).unwrap();
+            assert_eq!(report.carried.token.path.len(), token.path.len() + 1);
+            token = report.carried.token;
+        }
+        assert_eq!(token.path.len(), 3);
+    }
+
+    #[test]
+    fn another_version_is_left_to_others() {
+        let token = Token { saga: 5, mode: Mode::Execute, path: Path::new() };
+        let answered = answer(0, Phase::Action, Outcome::Done(Vec::new()));
+        let pen = &mut Pen::for_messages(1);
+        assert!(book().answered(&token, &about(3), answered.clone(), pen).is_none());
+        assert!(Book::new().answered(&token, &about(2), answered.clone(), pen).is_none());
+        let refused = book().plan(reply(&token, &about(3), &answered), pen);
+        assert!(matches!(refused, Err(Refused::UnknownDefinition { version: 3, .. })), "{refused:?}");
+    }
+
+    #[test]
+    fn a_reply_to_what_was_not_asked_is_refused_by_both() {
+        let token = Token { saga: 5, mode: Mode::Execute, path: Path::new() };
+        let answered = answer(1, Phase::Action, Outcome::Done(Vec::new()));
+        let (book, pen) = (book(), &mut Pen::for_messages(1));
+        let told = book.plan(reply(&token, &about(2), &answered), pen);
+        let recorded = book.answered(&token, &about(2), answered, pen).unwrap();
+        assert!(matches!(told, Err(Refused::Illegal { saga: 5, .. })), "{told:?}");
+        assert!(matches!(recorded, Err(Refused::Illegal { saga: 5, .. })), "{recorded:?}");
+    }
+}
