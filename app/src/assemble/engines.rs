@@ -77,15 +77,15 @@ impl<'c> Engines<'c> {
         Ok(db)
     }
 
-    /// The bus.
+    /// The bus, of a process that takes from this queue, if it is one only.
     ///
     /// # Errors
     /// What waiting would not heal.
-    pub(super) async fn bus(&mut self, tasks: &Tasks) -> Result<Bus, Error> {
+    pub(super) async fn bus(&mut self, takes: Option<Subject>, tasks: &Tasks) -> Result<Bus, Error> {
         let limits =
             bus::Limits { queue_envelopes: self.config.bus.queue_envelopes, ..bus::Limits::default() };
         let Some(url) = &self.config.nats.url else { return Ok(Bus::embedded(limits)) };
-        let settings = nats_settings(&self.config.nats, url.expose())?;
+        let settings = bus::nats::Settings { near: takes, ..nats_settings(&self.config.nats, url.expose())? };
         let connect = async || Bus::nats(settings.clone(), limits, SUBJECTS).await;
         let bus = self.progress.wait_for(connect, may_pass).await?;
         self.open.bus = Some(bus.clone());

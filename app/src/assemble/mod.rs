@@ -23,6 +23,7 @@ use bus::Bus;
 use gateway::Gateway;
 use serve::edge;
 use serve::random::Random;
+use shop::purchase::{INVENTORY_COMMANDS, ORCHESTRATOR, ORDER_COMMANDS, PAYMENT_COMMANDS, PURCHASE_PROGRESS};
 use telemetry::Registry;
 use telemetry::spans::{Collector, InvalidEndpoint, Sampler};
 use tokio::sync::mpsc;
@@ -136,7 +137,7 @@ pub(crate) async fn up(config: &Config) -> Result<Running, Error> {
     let start = Start::begin(config, Role::Shop, Hold::Alone)?;
     let (common, mut engines) = (&start.common, start.engines());
 
-    let bus = engines.bus(&common.workers).await?;
+    let bus = engines.bus(None, &common.workers).await?;
     let db = engines.database(Service::Account, account::MIGRATIONS, &common.workers).await?;
     let account = services::account(common, db).await?;
     let db = engines.database(Service::Product, product::MIGRATIONS, &common.workers).await?;
@@ -170,7 +171,7 @@ pub(crate) async fn run(config: &Config, service: Service, hold: Hold) -> Result
             services::account(common, db).await?.api
         }
         Service::Product => {
-            let bus = engines.bus(&common.workers).await?;
+            let bus = engines.bus(Some(INVENTORY_COMMANDS), &common.workers).await?;
             let db = engines.database(service, product::MIGRATIONS, &common.workers).await?;
             operator = operator::bus_routes(bus.clone());
             let product = services::product(common, db, bus, config.demo_data).await?;
@@ -178,7 +179,7 @@ pub(crate) async fn run(config: &Config, service: Service, hold: Hold) -> Result
             product.api
         }
         Service::Order => {
-            let bus = engines.bus(&common.workers).await?;
+            let bus = engines.bus(Some(ORDER_COMMANDS), &common.workers).await?;
             let db = engines.database(service, order::MIGRATIONS, &common.workers).await?;
             operator = operator::bus_routes(bus.clone());
             services::order(
@@ -190,13 +191,13 @@ pub(crate) async fn run(config: &Config, service: Service, hold: Hold) -> Result
             )
         }
         Service::Payment => {
-            let bus = engines.bus(&common.workers).await?;
+            let bus = engines.bus(Some(PAYMENT_COMMANDS), &common.workers).await?;
             let db = engines.database(service, payment::MIGRATIONS, &common.workers).await?;
             operator = operator::bus_routes(bus.clone());
             services::payment(common, db, bus, peers::verifier(common, &start.progress).await)
         }
         Service::Purchase => {
-            let bus = engines.bus(&common.workers).await?;
+            let bus = engines.bus(Some(PURCHASE_PROGRESS), &common.workers).await?;
             let db = engines.database(service, purchase::MIGRATIONS, &common.workers).await?;
             let (verifier, products) =
                 (peers::verifier(common, &start.progress).await, peers::check_products(common));
@@ -205,7 +206,7 @@ pub(crate) async fn run(config: &Config, service: Service, hold: Hold) -> Result
             purchase.api
         }
         Service::Orchestrator => {
-            let bus = engines.bus(&common.workers).await?;
+            let bus = engines.bus(Some(ORCHESTRATOR), &common.workers).await?;
             operator = operator::bus_routes(bus.clone());
             services::orchestrator(common, bus);
             Router::new()

@@ -217,6 +217,20 @@ impl NatsNode {
         }
     }
 
+    /// What the clients call themselves that are connected to it; none if it does not say.
+    pub fn clients(&self) -> Vec<String> {
+        let Ok((200, json)) = http::get(self.monitor_addr(), "/connz") else { return Vec::new() };
+        values(&json, "name").map(str::to_owned).collect()
+    }
+
+    /// Whether it keeps a stream of this name, leading it.
+    pub fn leads(&self, stream: &str) -> bool {
+        let Ok((200, json)) = http::get(self.monitor_addr(), "/jsz?streams=true&leader_only=true") else {
+            return false;
+        };
+        values(&json, "name").any(|name| name == stream)
+    }
+
     fn is_ready(&self, peers: usize) -> bool {
         let healthy = http::get(self.monitor_addr(), "/healthz").is_ok_and(|(status, _)| status == 200);
         healthy && (peers == 0 || self.routes() == peers && self.leader().is_some())

@@ -1,19 +1,22 @@
 //! The connection to the servers. It is made once, at the start; from then on it is made again whenever it breaks, without end.
 
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use async_nats::connection::State;
 use async_nats::jetstream::context::ContextBuilder;
 use async_nats::jetstream::{self, AckKind};
-use async_nats::{Client, ConnectOptions, Event, ServerAddr, Subject as Address};
+use async_nats::{Client, ConnectOptions, Event, ReconnectToServer, ServerAddr, Subject as Address};
 use tokio::sync::watch;
-use tokio::time::{Instant, sleep, timeout_at};
+use tokio::time::{Instant, sleep, timeout, timeout_at};
 
 use super::{Login, Settings, StartError, Tls};
 
 /// Bytes that the headers of a frame may take of the servers' limit of a message.
 const HEADER_BYTES: usize = 512;
+/// How long it may take to move to another server.
+const MOVE_FOR: Duration = Duration::from_secs(2);
 
 #[derive(Debug)]
 pub(super) struct Link {
@@ -21,6 +24,8 @@ pub(super) struct Link {
     pub(super) jetstream: jetstream::Context,
     /// How often a connection was made: what was asked on an earlier one gets no answer any more.
     connections: watch::Receiver<u64>,
+    servers: Vec<ServerAddr>,
+    moving: Moving,
     /// Of the ids of our messages: the first part is this link's, the second counts.
     message_ids: (String, AtomicU64),
 }
@@ -35,15 +40,14 @@ impl Link {
                 .map_err(|error| StartError::BadServer { server: server.clone(), why: error.to_string() })
         });
         let servers = servers.collect::<Result<Vec<_>, StartError>>()?;
+        let moving = Moving::default();
         let client = loop {
-            let why =
-                match timeout_at(deadline, options(settings, made.clone()).await?.connect(servers.clone()))
-                    .await
-                {
-                    Ok(Ok(client)) => break client,
-                    Ok(Err(error)) => with_cause(&error),
-                    Err(_) => "it took too long".to_owned(),
-                };
+            let options = options(settings, made.clone(), moving.clone()).await?;
+            let why = match timeout_at(deadline, options.connect(servers.clone())).await {
+                Ok(Ok(client)) => break client,
+                Ok(Err(error)) => with_cause(&error),
+                Err(_) => "it took too long".to_owned(),
+            };
             if Instant::now() + settings.reconnect_delay_max >= deadline {
                 let (servers, waited) = (settings.servers.clone(), settings.start_timeout);
                 return Err(StartError::Unreachable { servers, waited, why });
@@ -59,7 +63,25 @@ impl Link {
             .build(client.clone());
         let message_ids =
             (client.new_inbox().rsplit('.').next().unwrap_or_default().to_owned(), AtomicU64::new(0));
-        Ok(Link { client, jetstream, connections, message_ids })
+        Ok(Link { client, jetstream, connections, servers, moving, message_ids })
+    }
+
+    /// Moves the connection to the server of this name, if it is one of ours: what is kept there need not travel from server to server.
+    /// If it is not found among them, the connection stays with the last one that was tried.
+    pub(super) async fn be_near(&self, server_name: &str) {
+        for server in &self.servers {
+            if self.client.server_info().server_name == server_name {
+                return;
+            }
+            let mut connections = self.connections();
+            connections.mark_unchanged();
+            self.moving.to(server);
+            if self.client.force_reconnect().await.is_err()
+                || timeout(MOVE_FOR, connections.changed()).await.is_err()
+            {
+                return;
+            }
+        }
     }
 
     /// Whether the connection is there, as far as is known.
@@ -99,11 +121,32 @@ impl Link {
     }
 }
 
+/// The server that is connected to next, where that is not left to chance.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Moving(Arc<Mutex<Option<ServerAddr>>>);
+
+impl Moving {
+    fn to(&self, server: &ServerAddr) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(server.clone());
+    }
+
+    fn is_under_way(&self) -> bool {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).is_some()
+    }
+
+    /// Where to, once.
+    fn take(&self) -> Option<ServerAddr> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+}
+
 pub(super) async fn options(
     settings: &Settings,
     made: watch::Sender<u64>,
+    moving: Moving,
 ) -> Result<ConnectOptions, StartError> {
     let (min, max) = (settings.reconnect_delay_min, settings.reconnect_delay_max);
+    let next = moving.clone();
     let options = ConnectOptions::new()
         .name(&settings.name)
         .connection_timeout(settings.connect_timeout)
@@ -114,11 +157,18 @@ pub(super) async fn options(
         })
         // Ours may be behind a proxy or a name; what the servers call themselves may lead nowhere from here.
         .ignore_discovered_servers()
+        .reconnect_to_server_callback(move |_, _| {
+            let server = next.take();
+            async move { server.map(|addr| ReconnectToServer { addr, delay: Some(Duration::ZERO) }) }
+        })
         .event_callback(move |event| {
-            let made = made.clone();
+            let (made, moving) = (made.clone(), moving.clone());
             async move {
                 match event {
                     Event::Connected => made.send_modify(|connections| *connections += 1),
+                    Event::Disconnected if moving.is_under_way() => {
+                        tracing::debug!("the connection to the NATS servers moves to another one");
+                    }
                     Event::Disconnected => tracing::warn!("the connection to the NATS servers is lost"),
                     event => tracing::debug!(%event, "on the connection to the NATS servers"),
                 }

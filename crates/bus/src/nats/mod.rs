@@ -115,6 +115,7 @@ impl Nats {
         });
         let bus = Nats(Arc::new(Owner(Arc::clone(&shared))));
         shared.set_up(deadline).await?;
+        shared.be_near().await;
         shared.spawn(watch::run(Arc::clone(&shared)));
         Ok(bus)
     }
@@ -227,6 +228,14 @@ impl Shared {
             done?;
         }
         Ok(())
+    }
+
+    /// Has the connection with the server that keeps what this process takes from, if there is such a one and it is known.
+    async fn be_near(&self) {
+        let Some(queue) = self.settings.near.and_then(|subject| self.queues.get(&subject)) else { return };
+        if let Ok(Some(leader)) = topology::leader(&self.link.jetstream, &queue.plan).await {
+            self.link.be_near(&leader).await;
+        }
     }
 
     async fn insist(&self, on: To<'_>, deadline: Instant) -> Result<(), StartError> {

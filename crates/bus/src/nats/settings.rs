@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use super::StartError;
-use crate::Gathering;
+use crate::{Gathering, Subject};
 
 /// What [`crate::Bus::nats`] is told. [`Settings::new`] fills in everything but the servers.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -18,6 +18,9 @@ pub struct Settings {
     pub tls: Option<Tls>,
     /// What this connection is called in the servers' own reports.
     pub name: String,
+    /// The subject that this process takes from, if it is one: at the start, the connection moves to the server that keeps its queue.
+    /// So what is taken, and most of what is settled, does not travel from server to server.
+    pub near: Option<Subject>,
     /// What the names of all streams and subjects begin with. Buses with different prefixes share servers and know
     /// nothing of each other. Letters, digits, `-` and `_`.
     pub prefix: String,
@@ -146,6 +149,7 @@ impl Settings {
             login: Login::Open,
             tls: None,
             name: "saga".to_owned(),
+            near: None,
             prefix: "saga".to_owned(),
             replicas: 1,
             letter_replicas: 1,

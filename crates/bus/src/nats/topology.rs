@@ -189,6 +189,11 @@ pub(super) async fn made(jetstream: &Context, plan: &Plan) -> Result<Option<Made
     Ok(find_stream(jetstream, plan).await?.as_ref().map(Made::of))
 }
 
+/// The name of the server that leads the stream, in a cluster.
+pub(super) async fn leader(jetstream: &Context, plan: &Plan) -> Result<Option<String>, Trouble> {
+    Ok(find_stream(jetstream, plan).await?.and_then(|info| info.cluster?.leader))
+}
+
 /// Deletes the stream, if it is there.
 pub(super) async fn delete_stream(jetstream: &Context, plan: &Plan) -> Result<(), Trouble> {
     match jetstream.delete_stream(plan.name()).await {

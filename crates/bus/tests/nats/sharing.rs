@@ -33,6 +33,28 @@ async fn each_envelope_goes_to_one_of_them() {
     }
 }
 
+/// Each of many takes from a queue of its own, and each queue is kept on some server.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn each_is_connected_to_the_server_that_keeps_what_it_takes() {
+    const PROCESSES: usize = 6;
+    let nats = servers::Nats::start(3).unwrap();
+    let mut all = Vec::new();
+    for number in 0..PROCESSES {
+        let name = format!("process-{number}");
+        let settings = Settings { name: name.clone(), near: Some(WORK), ..settings(&nats.urls()) };
+        let bus = open(&settings).await;
+        let mut consumer = bus.subscribe(WORK);
+        let near = async || {
+            let node = nats.nodes().iter().find(|node| node.leads(&stream(&settings)));
+            node.is_some_and(|node| node.clients().contains(&name))
+        };
+        until(near).await;
+        bus.publish(WORK, frame([1])).await.unwrap();
+        finish(&mut consumer, [1]).await;
+        all.push((bus, consumer));
+    }
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_a_dead_one_held_goes_to_another() {
     let settings = Settings { ack_wait: Duration::from_secs(1), ..shared() };
