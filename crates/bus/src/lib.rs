@@ -216,6 +216,15 @@ impl Bus {
         }
     }
 
+    /// For one who publishes to this bus what clients wait for to be accepted. Between servers a quarter of what consumers gather is worth
+    /// its wait; in memory nothing is: the clients of a closed loop then wait for each other (4 ms made a fifth less of the purchases).
+    pub fn pace_of_clients(&self) -> Pace {
+        Pace::new(match self {
+            Bus::Embedded(_) => Gathering::NONE,
+            Bus::Nats(bus) => bus.gathering().part(4),
+        })
+    }
+
     /// For a consumer that lets envelopes gather under load.
     pub fn pace(&self) -> Pace {
         Pace::new(match self {

@@ -28,6 +28,17 @@ impl Gathering {
     /// what shorter and longer ones make.)
     pub const ON_SERVERS: Gathering = Gathering { at_most: Duration::from_millis(30), worth_envelopes: 32 };
 
+    /// Nothing gathers.
+    pub const NONE: Gathering = Gathering { at_most: Duration::ZERO, worth_envelopes: 1 };
+
+    /// A part of the time, at the same rate.
+    pub(crate) fn part(self, of: u16) -> Gathering {
+        Gathering {
+            at_most: self.at_most / u32::from(of),
+            worth_envelopes: (self.worth_envelopes / of).max(1),
+        }
+    }
+
     fn is_worth_it(self, per_second: f64) -> bool {
         let brings = per_second * self.at_most.as_secs_f64();
         !self.at_most.is_zero() && brings >= f64::from(self.worth_envelopes)
@@ -131,8 +142,16 @@ mod tests {
         let at = |per_second: u32, gathering: Gathering| gathering.is_worth_it(per_second.into());
         assert!(!at(7_999, Gathering::IN_MEMORY) && at(8_000, Gathering::IN_MEMORY));
         assert!(!at(1_066, Gathering::ON_SERVERS) && at(1_067, Gathering::ON_SERVERS));
-        let never = Gathering { at_most: Duration::ZERO, worth_envelopes: 0 };
-        assert!(!at(u32::MAX, never));
+        assert!(!at(u32::MAX, Gathering::NONE));
+        assert!(!at(u32::MAX, Gathering { worth_envelopes: 0, ..Gathering::NONE }));
+    }
+
+    #[test]
+    fn a_part_is_of_the_time_and_not_of_the_rate() {
+        let part = Gathering::ON_SERVERS.part(4);
+        assert_eq!(part.at_most, Duration::from_micros(7_500));
+        assert!(!part.is_worth_it(1_066.0) && part.is_worth_it(1_067.0));
+        assert!(!Gathering::NONE.part(4).is_worth_it(f64::MAX));
     }
 
     #[test]

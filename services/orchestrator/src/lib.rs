@@ -22,7 +22,7 @@ use wire::messages::Pen;
 /// The bounds of an orchestrator's loop.
 #[derive(Clone, Copy, Debug)]
 pub struct Settings {
-    /// Messages handled together at most. A batch never waits to fill.
+    /// Messages handled together at most. Under load they gather for as long as the bus says ([`bus::Pace`]), otherwise never.
     pub batch_messages: usize,
     /// The delay before a message comes again whose effects the bus refused; it doubles with each delivery.
     pub retry_delay_min: Duration,
@@ -65,7 +65,9 @@ pub async fn run(parts: Parts, stop: CancellationToken) {
     let mut consumer = parts.bus.subscribe(parts.subject);
     // Each message calls for at most one message on each subject, so no frame is larger than the batch.
     let limit = parts.settings.batch_messages.min(parts.bus.limits().frame_envelopes);
+    let mut pace = parts.bus.pace();
     loop {
+        stop.run_until_cancelled(pace.gather()).await;
         let batch = tokio::select! {
             biased;
             () = stop.cancelled() => return,
@@ -74,6 +76,7 @@ pub async fn run(parts: Parts, stop: CancellationToken) {
                 Err(bus::Closed) => return,
             },
         };
+        pace.took(batch.deliveries().len(), limit, tokio::time::Instant::now());
         parts.work_off(batch).await;
     }
 }

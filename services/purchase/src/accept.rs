@@ -21,6 +21,7 @@ use shop::purchase::{ORCHESTRATOR, PURCHASE_SAGA, PURCHASE_SAGA_VERSION, Purchas
 use telemetry::Spans;
 use telemetry::spans::{Cause, Detail, Handling, Kind, within};
 use tokio::sync::{mpsc, oneshot};
+use tokio::time::Instant;
 use wire::messages::{About, Pen};
 use wire::time::{Clock, UnixMillis};
 
@@ -72,7 +73,7 @@ pub(crate) enum NotAccepted {
 /// The bounds of accepting.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Settings {
-    /// Requests in one transaction at most. A batch never waits to fill.
+    /// Requests in one transaction at most. Under load they gather for as long as the bus says ([`Bus::pace_of_clients`]), otherwise never.
     pub(crate) batch_requests: usize,
     /// Requests that may wait.
     pub(crate) queue_requests: usize,
@@ -128,9 +129,12 @@ pub(crate) fn start(parts: Parts) -> (Accept, impl Future<Output = ()> + Send) {
     let task = async move {
         let limit = parts.settings.batch_requests.min(parts.bus.limits().frame_envelopes);
         let mut batch = Vec::with_capacity(limit);
+        let mut pace = parts.bus.pace_of_clients();
         // While a batch is being written, the next one gathers.
         while waiting.recv_many(&mut batch, limit).await > 0 {
+            pace.took(batch.len(), limit, Instant::now());
             parts.work_off(&mut batch).await;
+            pace.gather().await;
         }
     };
     (Accept { queue, bound_requests }, task)
