@@ -11,7 +11,7 @@ use aws_lc_rs::signature::{Ed25519KeyPair, KeyPair};
 use axum::Router;
 use bus::{Bus, Limits};
 use db::Db;
-use drive::Book;
+use drive::{Book, Bounds};
 use jsonwebtoken::{Algorithm, EncodingKey, Header};
 use serve::auth::{KeySet, PublicKey, Realm, TOKEN_TYPE, Verifier};
 use serve::random::Random;
@@ -465,11 +465,7 @@ impl Shop {
                 tokio::spawn(payment::run(parts, stop.clone()))
             }
             Part::Orchestrator => {
-                let settings = orchestrator::Settings {
-                    retry_delay_min: RETRY_DELAY_MIN,
-                    retry_delay_max: RETRY_DELAY_MAX,
-                    ..orchestrator::Settings::default()
-                };
+                let settings = orchestrator::Settings { bounds: BOUNDS, ..orchestrator::Settings::default() };
                 let parts = orchestrator::Parts {
                     book: self.settings.drivers.book_of(part),
                     bus,
@@ -610,13 +606,15 @@ async fn hold_writes(db: &Db) -> HeldWrites {
 }
 
 /// Whatever is tried again in a test is tried again soon.
-const RETRY_DELAY_MIN: Duration = Duration::from_millis(1);
-const RETRY_DELAY_MAX: Duration = Duration::from_millis(20);
+const BOUNDS: Bounds = Bounds {
+    retry_delay_min: Duration::from_millis(1),
+    retry_delay_max: Duration::from_millis(20),
+    drop_after_deliveries: 8,
+};
 
 fn participant_settings(settings: &Settings) -> participant::Settings {
     participant::Settings {
-        retry_delay_min: RETRY_DELAY_MIN,
-        retry_delay_max: RETRY_DELAY_MAX,
+        bounds: BOUNDS,
         barrier_retention: settings.barrier_retention,
         ..participant::Settings::default()
     }

@@ -1,7 +1,7 @@
 //! The engine and the barrier as a whole: both sagas, under every fault that their messages can meet, end in one way.
 //!
-//! `schedules` has the harness. It drives the real orchestrator and the real barrier; what is played is the bus between them,
-//! because it is the bus that brings the faults. The last tests here have the orchestrator's own loop on a real bus.
+//! `schedules` has the harness. It drives the real book, which orchestrators and participants ask alike, and the real barrier; what is played is
+//! the bus between them, because it is the bus that brings the faults. The last tests here have the orchestrator's own loop on a real bus.
 #![allow(clippy::unwrap_used, reason = "all of this file is tests, also what carries no test attribute")]
 
 mod schedules;
@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use bus::{Bus, Envelope, EnvelopeId, Limits, Subject};
 use bytes::Bytes;
+use drive::Bounds;
 use proptest::prelude::*;
 use saga::{Mode, Outcome, Reason, Status};
 use shop::purchase::{INVENTORY_COMMANDS, ORCHESTRATOR, ORDER_COMMANDS, PURCHASE_PROGRESS};
@@ -193,9 +194,11 @@ fn orchestrator(bus: &Bus, drop_after_deliveries: u32) -> CancellationToken {
         metrics: PubsubMetrics::new(&Registry::new(), "test"),
         spans: telemetry::Spans::off(),
         settings: orchestrator::Settings {
-            retry_delay_min: Duration::from_millis(1),
-            retry_delay_max: Duration::from_millis(2),
-            drop_after_deliveries,
+            bounds: Bounds {
+                retry_delay_min: Duration::from_millis(1),
+                retry_delay_max: Duration::from_millis(2),
+                drop_after_deliveries,
+            },
             ..orchestrator::Settings::default()
         },
     };

@@ -485,7 +485,7 @@ async fn what_comes_after_a_cancellation_changes_nothing() {
     shop.check().await;
 }
 
-/// The payment is taken, its reply is lost, the deadline passes: the pivot has decided.
+/// The payment is taken, its report is late, the deadline passes: the pivot has decided.
 #[tokio::test]
 async fn what_is_paid_before_the_deadline_succeeds_after_it() {
     let shop = Shop::open(carried()).await;

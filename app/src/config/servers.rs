@@ -170,7 +170,7 @@ pub(crate) struct Nats {
     /// as much.
     pub queue_mib: u64,
     /// Under load a service takes its messages at most every so many milliseconds: a rarer batch is a larger one, and costs less a purchase.
-    /// 0: at once, always. It begins at 32 messages in that time.
+    /// 0: at once, always. It begins at 32 messages in that time. Requests to purchase gather for a quarter of it.
     pub gather_ms: u64,
     /// What the names of subjects and streams begin with, so that several shops can share a cluster.
     pub prefix: String,

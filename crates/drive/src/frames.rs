@@ -11,14 +11,25 @@ use telemetry::spans::Handling;
 use crate::Outgoing;
 
 /// How often, and when, what called for a refused message comes again.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Bounds {
     /// The delay before it comes again for the first time; it doubles with each delivery.
     pub retry_delay_min: Duration,
     /// The longest such delay.
     pub retry_delay_max: Duration,
-    /// What has been refused at so many deliveries is dropped.
+    /// What has been delivered so often, for whatever reasons, is dropped when it is refused.
     pub drop_after_deliveries: u32,
+}
+
+impl Default for Bounds {
+    /// 20 ms to 5 s, 8 deliveries (about 2.5 s).
+    fn default() -> Bounds {
+        Bounds {
+            retry_delay_min: Duration::from_millis(20),
+            retry_delay_max: Duration::from_secs(5),
+            drop_after_deliveries: 8,
+        }
+    }
 }
 
 impl Bounds {

@@ -2,11 +2,11 @@
 //! all of it ([`Frames`]).
 //!
 //! Whoever has what a saga needs to go on may drive it, because everything is in the message: an orchestrator that is told of a start or
-//! a reply, or the participant that has just recorded the reply, which saves two ways over the bus and one handling a step.
+//! a reply, or the participant that has just recorded the reply, which saves a message and its handling a step.
 //! Both do the same, and one saga may be driven by both at once.
 //!
 //! What never happens: the success of one frame hides the refusal of another. What called for a message that the bus refuses comes
-//! again, unless a later message implies that one, or until it has been refused [`Bounds::drop_after_deliveries`] times.
+//! again, unless a later message implies that one, or it has come [`Bounds::drop_after_deliveries`] times already.
 //!
 //! Why a message is dropped in the end: two queues may be full of what calls for messages in the other one. Neither would ever
 //! move again. A saga whose message was dropped is started again by whoever keeps the list of open sagas, as after any loss.

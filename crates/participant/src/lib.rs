@@ -1,5 +1,5 @@
 //! Runs a participant of sagas: takes commands in batches, has their effects and records their replies in ONE local
-//! transaction, publishes the replies, and only then acknowledges the commands.
+//! transaction, publishes what the replies call for ([`drive`]), and only then acknowledges the commands.
 //!
 //! A participant implements [`Participant`]: how to have a step's effect, and how to undo it, for a set of commands at
 //! once. Everything else is here: which commands need an effect at all ([`barrier`]), what is answered when
@@ -22,6 +22,7 @@ use saga::{Path, StepIndex};
 use wire::time::UnixMillis;
 
 pub use batch::{Answer, Command, handle};
+pub use drive::{Book, Bounds};
 pub use runner::{Parts, Settings, run};
 
 /// The business of one participant. One implementation may serve several steps, of several sagas.

@@ -24,38 +24,25 @@ use crate::{Participant, barrier};
 pub struct Settings {
     /// Commands in one transaction at most. Under load they gather for as long as the bus says ([`bus::Pace`]), otherwise never.
     pub batch_commands: usize,
-    /// The delay before a command that got no answer comes again; it doubles with each delivery.
-    pub retry_delay_min: Duration,
-    /// The longest such delay.
-    pub retry_delay_max: Duration,
+    /// When a command comes again that got no answer, or whose next message the bus refused.
+    pub bounds: Bounds,
     /// After so many deliveries, a command that fails for a reason which trying again cannot mend (a bug, rows that contradict
     /// each other) is parked. What may mend itself is tried for ever.
     pub park_after_deliveries: u32,
-    /// A command whose next message the bus has refused at so many deliveries is dropped: see [`drive`].
-    pub drop_after_deliveries: u32,
     /// Barrier rows are kept at least this long after they were recorded, whatever else is known: longer than any message
     /// stays under way.
     pub barrier_retention: Duration,
 }
 
 impl Default for Settings {
-    /// 512 commands, 20 ms to 5 s, 10 deliveries, 8 deliveries (about 2.5 s), 24 hours.
+    /// 512 commands, 10 deliveries, 24 hours.
     fn default() -> Self {
         Settings {
             batch_commands: 512,
-            retry_delay_min: Duration::from_millis(20),
-            retry_delay_max: Duration::from_secs(5),
+            bounds: Bounds::default(),
             park_after_deliveries: 10,
-            drop_after_deliveries: 8,
             barrier_retention: Duration::from_secs(24 * 60 * 60),
         }
-    }
-}
-
-impl Settings {
-    fn bounds(&self) -> Bounds {
-        let Settings { retry_delay_min, retry_delay_max, drop_after_deliveries, .. } = *self;
-        Bounds { retry_delay_min, retry_delay_max, drop_after_deliveries }
     }
 }
 
@@ -323,7 +310,7 @@ impl<P: Participant> Runner<P> {
             }
         }
         let Sorted { verdicts, traced, .. } = sorted;
-        frames.publish(bus, settings.bounds(), deliveries, verdicts, metrics, traced).await;
+        frames.publish(bus, settings.bounds, deliveries, verdicts, metrics, traced).await;
     }
 
     /// What a recorded reply calls for.
@@ -385,7 +372,7 @@ fn reply<I>(command: &Command<I>, about: &About, recorded: &Bytes, pen: &mut Pen
 }
 
 fn retry(settings: &Settings, count: u32) -> Verdict {
-    Verdict::Retry { after: settings.bounds().delay(count) }
+    Verdict::Retry { after: settings.bounds.delay(count) }
 }
 
 fn retry_or_park(settings: &Settings, delivery: &Delivery, why: String) -> Verdict {

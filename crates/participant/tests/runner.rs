@@ -61,10 +61,12 @@ const PARK_AFTER: u32 = 4;
 
 const SETTINGS: Settings = Settings {
     batch_commands: 64,
-    retry_delay_min: Duration::from_millis(1),
-    retry_delay_max: Duration::from_millis(4),
+    bounds: drive::Bounds {
+        retry_delay_min: Duration::from_millis(1),
+        retry_delay_max: Duration::from_millis(4),
+        drop_after_deliveries: u32::MAX,
+    },
     park_after_deliveries: PARK_AFTER,
-    drop_after_deliveries: u32::MAX,
     barrier_retention: Duration::from_secs(60),
 };
 
@@ -540,7 +542,7 @@ async fn a_saga_that_is_known_here_is_driven_on_and_the_same_again(at: &TestDb) 
 
 async fn what_no_queue_takes_comes_again_and_is_dropped_in_the_end(at: &TestDb) {
     let mut stage = Stage::knowing(at);
-    stage.settings.drop_after_deliveries = DROP_AFTER;
+    stage.settings.bounds.drop_after_deliveries = DROP_AFTER;
     let filler: Vec<Envelope> = (0..32).map(|number| envelope(900 + number, Bytes::new())).collect();
     stage.bus.publish(NEXT, filler.clone()).await.unwrap();
     stage.bus.publish(NEXT, filler).await.unwrap();

@@ -223,9 +223,9 @@ impl NatsNode {
         values(&json, "name").map(str::to_owned).collect()
     }
 
-    /// Whether it keeps a stream of this name, leading it.
-    pub fn leads(&self, stream: &str) -> bool {
-        let Ok((200, json)) = http::get(self.monitor_addr(), "/jsz?streams=true&leader_only=true") else {
+    /// Whether it keeps a stream of this name.
+    pub fn keeps(&self, stream: &str) -> bool {
+        let Ok((200, json)) = http::get(self.monitor_addr(), "/jsz?streams=true") else {
             return false;
         };
         values(&json, "name").any(|name| name == stream)

@@ -1,4 +1,4 @@
-//! Sagas under every schedule: a pool of messages in place of the bus, the real orchestrator and the real barrier.
+//! Sagas under every schedule: a pool of messages in place of the bus, the real book, as an orchestrator asks it, and the real barrier.
 //!
 //! - [`sagas`]: the shop's saga and a trip's, and what each path of theirs says.
 //! - [`desks`]: their participants: on no database, on a real one, and the shop's own services.

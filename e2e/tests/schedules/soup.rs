@@ -9,10 +9,10 @@
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 
 use bytes::Bytes;
-use drive::{Book, Refused};
+use drive::{Answered, Book, Refused};
 use participant::barrier::{Decision, Found};
 use saga::{End, Illegal, Mode, Path, Position, Status};
-use wire::messages::{Command, Pen, Progress, Reply, ToOrchestrator, ToParticipant};
+use wire::messages::{Carried, Command, Pen, Progress, Reply, ToOrchestrator, ToParticipant};
 
 use super::desks::{Desks, InMemory, Script};
 use super::sagas::{self, Saga};
@@ -113,7 +113,18 @@ impl<'s> Explorer<'s> {
         let recorded = state.desks.handle(&command, now).expect("nobody is silent here");
         state.answered.insert(body);
         let Command { carried, step, phase } = command;
+        self.plan_alike(&carried, Answered { step, phase, recorded: recorded.clone() });
         self.plan(state, ToOrchestrator::Reply(Reply { carried, step, phase, recorded }).encode());
+    }
+
+    /// A participant that drives the saga on itself has the same messages sent as an orchestrator that is told of its reply.
+    fn plan_alike(&self, carried: &Carried, answered: Answered) {
+        let (Carried { token, about }, pen) = (carried, &mut Pen::for_messages(4));
+        let Answered { step, phase, recorded } = answered.clone();
+        let reply = ToOrchestrator::Reply(Reply { carried: carried.clone(), step, phase, recorded });
+        let told = self.book.plan(reply.encode(), pen).map_err(|refused| refused.to_string());
+        let recorded = self.book.answered(token, about, answered, pen).expect("its saga is in the book");
+        assert_eq!(recorded.map_err(|refused| refused.to_string()), told);
     }
 
     /// A message arrives at an orchestrator.

@@ -9,7 +9,7 @@
 //!
 //! It knows no saga of its own. The book says which ones it drives, and where their participants take commands.
 
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use bus::{Batch, Bus, Delivery, Subject, Verdict};
 use drive::{Book, Bounds, Frames};
@@ -24,23 +24,14 @@ use wire::messages::Pen;
 pub struct Settings {
     /// Messages handled together at most. Under load they gather for as long as the bus says ([`bus::Pace`]), otherwise never.
     pub batch_messages: usize,
-    /// The delay before a message comes again whose effects the bus refused; it doubles with each delivery.
-    pub retry_delay_min: Duration,
-    /// The longest such delay.
-    pub retry_delay_max: Duration,
-    /// A message whose effects the bus has refused at so many deliveries is dropped.
-    pub drop_after_deliveries: u32,
+    /// When a message comes again that calls for one that the bus refused.
+    pub bounds: Bounds,
 }
 
 impl Default for Settings {
-    /// 512 messages, 20 ms to 5 s, 8 deliveries (about 2.5 s).
+    /// 512 messages.
     fn default() -> Self {
-        Settings {
-            batch_messages: 512,
-            retry_delay_min: Duration::from_millis(20),
-            retry_delay_max: Duration::from_secs(5),
-            drop_after_deliveries: 8,
-        }
+        Settings { batch_messages: 512, bounds: Bounds::default() }
     }
 }
 
@@ -90,7 +81,9 @@ impl Parts {
         let mut verdicts = vec![Verdict::Ack; deliveries.len()];
         let mut traced = self.spans.handle(deliveries.len());
         let frames = self.plan(deliveries, &mut verdicts, &mut traced);
-        frames.publish(&self.bus, self.bounds(), deliveries, &mut verdicts, &self.metrics, &mut traced).await;
+        frames
+            .publish(&self.bus, self.settings.bounds, deliveries, &mut verdicts, &self.metrics, &mut traced)
+            .await;
         traced.end_of(self.subject.0);
         failpoint::hit("orchestrator.published");
         let returned = verdicts.iter().filter(|verdict| matches!(verdict, Verdict::Retry { .. })).count();
@@ -121,10 +114,5 @@ impl Parts {
             }
         }
         frames
-    }
-
-    fn bounds(&self) -> Bounds {
-        let Settings { retry_delay_min, retry_delay_max, drop_after_deliveries, .. } = self.settings;
-        Bounds { retry_delay_min, retry_delay_max, drop_after_deliveries }
     }
 }

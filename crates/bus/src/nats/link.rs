@@ -1,6 +1,6 @@
 //! The connection to the servers. It is made once, at the start; from then on it is made again whenever it breaks, without end.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -16,7 +16,7 @@ use super::{Login, Settings, StartError, Tls};
 /// Bytes that the headers of a frame may take of the servers' limit of a message.
 const HEADER_BYTES: usize = 512;
 /// How long it may take to move to another server.
-const MOVE_FOR: Duration = Duration::from_secs(2);
+const MOVE_FOR: Duration = Duration::from_secs(5);
 
 #[derive(Debug)]
 pub(super) struct Link {
@@ -24,7 +24,6 @@ pub(super) struct Link {
     pub(super) jetstream: jetstream::Context,
     /// How often a connection was made: what was asked on an earlier one gets no answer any more.
     connections: watch::Receiver<u64>,
-    servers: Vec<ServerAddr>,
     moving: Moving,
     /// Of the ids of our messages: the first part is this link's, the second counts.
     message_ids: (String, AtomicU64),
@@ -63,25 +62,28 @@ impl Link {
             .build(client.clone());
         let message_ids =
             (client.new_inbox().rsplit('.').next().unwrap_or_default().to_owned(), AtomicU64::new(0));
-        Ok(Link { client, jetstream, connections, servers, moving, message_ids })
+        Ok(Link { client, jetstream, connections, moving, message_ids })
     }
 
-    /// Moves the connection to the server of this name, if it is one of ours: what is kept there need not travel from server to server.
-    /// If it is not found among them, the connection stays with the last one that was tried.
-    pub(super) async fn be_near(&self, server_name: &str) {
-        for server in &self.servers {
-            if self.client.server_info().server_name == server_name {
-                return;
-            }
-            let mut connections = self.connections();
-            connections.mark_unchanged();
-            self.moving.to(server);
-            if self.client.force_reconnect().await.is_err()
-                || timeout(MOVE_FOR, connections.changed()).await.is_err()
-            {
-                return;
-            }
+    /// Moves the connection to the server of this name, if it is one of ours and can be reached: what is kept there need not travel from
+    /// server to server.
+    pub(super) async fn be_near(&self, server_name: &str, settings: &Settings) {
+        if settings.servers.len() < 2 || self.client.server_info().server_name == server_name {
+            return;
         }
+        let Some(server) = find_server(server_name, settings).await else { return };
+        let mut connections = self.connections();
+        connections.mark_unchanged();
+        self.moving.begin(server);
+        let moved = timeout(MOVE_FOR, async {
+            // An error means that the connection is closed for good, as what follows will find.
+            let _ = self.client.force_reconnect().await;
+            connections.changed().await
+        });
+        if moved.await.is_err() {
+            tracing::warn!(server_name, "the connection did not move to another NATS server in time");
+        }
+        self.moving.end();
     }
 
     /// Whether the connection is there, as far as is known.
@@ -121,22 +123,50 @@ impl Link {
     }
 }
 
-/// The server that is connected to next, where that is not left to chance.
+/// The address of the server of this name, learnt on connections of their own.
+async fn find_server(server_name: &str, settings: &Settings) -> Option<ServerAddr> {
+    for server in &settings.servers {
+        let (unheard, server) = (watch::channel(0).0, server.parse::<ServerAddr>().ok()?);
+        let options = options(settings, unheard, Moving::default()).await.ok()?;
+        // One that is not reached is not where this process should be.
+        if let Ok(Ok(client)) = timeout(settings.connect_timeout, options.connect(server.clone())).await
+            && client.server_info().server_name == server_name
+        {
+            return Some(server);
+        }
+    }
+    None
+}
+
+/// A connection that moves to a server on purpose.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Moving(Arc<Mutex<Option<ServerAddr>>>);
+pub(super) struct Moving(Arc<Move>);
+
+#[derive(Debug, Default)]
+struct Move {
+    is_under_way: AtomicBool,
+    /// Where to, until it is tried.
+    to: Mutex<Option<ServerAddr>>,
+}
 
 impl Moving {
-    fn to(&self, server: &ServerAddr) {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(server.clone());
+    fn begin(&self, server: ServerAddr) {
+        self.0.is_under_way.store(true, Ordering::Relaxed);
+        *self.0.to.lock().unwrap_or_else(PoisonError::into_inner) = Some(server);
+    }
+
+    fn end(&self) {
+        self.take();
+        self.0.is_under_way.store(false, Ordering::Relaxed);
     }
 
     fn is_under_way(&self) -> bool {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).is_some()
+        self.0.is_under_way.load(Ordering::Relaxed)
     }
 
-    /// Where to, once.
+    /// Where to, once; from then on chance decides, as ever.
     fn take(&self) -> Option<ServerAddr> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).take()
+        self.0.to.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
 }
 

@@ -233,8 +233,9 @@ impl Shared {
     /// Has the connection with the server that keeps what this process takes from, if there is such a one and it is known.
     async fn be_near(&self) {
         let Some(queue) = self.settings.near.and_then(|subject| self.queues.get(&subject)) else { return };
-        if let Ok(Some(leader)) = topology::leader(&self.link.jetstream, &queue.plan).await {
-            self.link.be_near(&leader).await;
+        let Some(consumer) = queue.consumer() else { return };
+        if let Ok(Some(leader)) = topology::leader(&self.link.jetstream, &queue.plan, &consumer).await {
+            self.link.be_near(&leader, &self.settings).await;
         }
     }
 

@@ -189,9 +189,15 @@ pub(super) async fn made(jetstream: &Context, plan: &Plan) -> Result<Option<Made
     Ok(find_stream(jetstream, plan).await?.as_ref().map(Made::of))
 }
 
-/// The name of the server that leads the stream, in a cluster.
-pub(super) async fn leader(jetstream: &Context, plan: &Plan) -> Result<Option<String>, Trouble> {
-    Ok(find_stream(jetstream, plan).await?.and_then(|info| info.cluster?.leader))
+/// The name of the server that leads a stream's consumer, in a cluster: it hands out what is taken.
+pub(super) async fn leader(
+    jetstream: &Context,
+    plan: &Plan,
+    consumer: &str,
+) -> Result<Option<String>, Trouble> {
+    let found = jetstream.get_consumer_from_stream::<pull::Config, _, _>(consumer, plan.name()).await;
+    let found = found.map_err(|error| trouble(&error))?;
+    Ok(found.cached_info().cluster.as_ref().and_then(|cluster| cluster.leader.clone()))
 }
 
 /// Deletes the stream, if it is there.

@@ -45,7 +45,7 @@ async fn each_is_connected_to_the_server_that_keeps_what_it_takes() {
         let bus = open(&settings).await;
         let mut consumer = bus.subscribe(WORK);
         let near = async || {
-            let node = nats.nodes().iter().find(|node| node.leads(&stream(&settings)));
+            let node = nats.nodes().iter().find(|node| node.keeps(&stream(&settings)));
             node.is_some_and(|node| node.clients().contains(&name))
         };
         until(near).await;
