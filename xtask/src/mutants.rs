@@ -128,7 +128,7 @@ pub(crate) const MUTANTS: &[Mutant] = &[
     Mutant {
         name: "refused-frame-is-acknowledged",
         file: "crates/drive/src/frames.rs",
-        find: ".map(|place| (place, Verdict::Retry { after: bounds.delay(deliveries[place].count) }))",
+        find: ".map(|place| (place, bounds.retry(deliveries[place].count)))",
         replace: ".map(|place| (place, Verdict::Ack))",
         test: &["test", "--package", "e2e", "--test", "engine", "a_refused_frame"],
         why: "a message is acknowledged although a part of what it calls for was never sent",
@@ -154,7 +154,7 @@ pub(crate) const MUTANTS: &[Mutant] = &[
         file: "crates/participant/src/runner.rs",
         find: "                }\n                Err(bad) => sorted.verdicts[place] = park(delivery, bad.to_string()),",
         replace: "                }\n                \
-                  Err(_) => sorted.verdicts[place] = retry(&self.rest.settings, delivery.count),",
+                  Err(_) => sorted.verdicts[place] = self.rest.settings.bounds.retry(delivery.count),",
         test: &["test", "--package", "participant", "--test", "runner"],
         why: "one bad message is tried for ever, and nobody hears of it",
     },
@@ -162,7 +162,7 @@ pub(crate) const MUTANTS: &[Mutant] = &[
         name: "undecodable-message-comes-for-ever",
         file: "services/orchestrator/src/lib.rs",
         find: "verdicts[place] = Verdict::Park { reason };",
-        replace: "verdicts[place] = Verdict::Retry { after: self.settings.bounds.delay(delivery.count) };",
+        replace: "verdicts[place] = self.settings.bounds.retry(delivery.count);",
         test: &["test", "--package", "e2e", "--test", "engine", "is_parked"],
         why: "one bad message is tried for ever, and nobody hears of it",
     },

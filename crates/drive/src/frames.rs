@@ -33,10 +33,11 @@ impl Default for Bounds {
 }
 
 impl Bounds {
-    /// The delay before what was delivered so often comes again.
-    pub fn delay(&self, count: u32) -> Duration {
+    /// What was delivered so often comes again.
+    pub fn retry(&self, count: u32) -> Verdict {
         let doublings = count.saturating_sub(1).min(16);
-        self.retry_delay_min.saturating_mul(1 << doublings).min(self.retry_delay_max)
+        let after = self.retry_delay_min.saturating_mul(1 << doublings).min(self.retry_delay_max);
+        Verdict::Retry { after }
     }
 }
 
@@ -154,10 +155,7 @@ impl Frame {
             %refused, messages = causes.len(), dropped = dropped.len(),
             "a frame was refused; its causes come again, or their sagas are started again"
         );
-        let again = causes
-            .into_iter()
-            .map(|place| (place, Verdict::Retry { after: bounds.delay(deliveries[place].count) }))
-            .collect();
+        let again = causes.into_iter().map(|place| (place, bounds.retry(deliveries[place].count))).collect();
         Published { subject, messages, refused: Some(again) }
     }
 }

@@ -61,17 +61,17 @@ impl Messages {
     }
 }
 
-type Drive = Box<dyn Fn(Carried, Option<Answered>, &mut Pen) -> Result<Messages, Refused> + Send + Sync>;
+type Drive = Box<dyn Fn(Carried, Option<Answered<'_>>, &mut Pen) -> Result<Messages, Refused> + Send + Sync>;
 
 /// A reply without the saga that it came with.
-#[derive(Clone, Debug)]
-pub struct Answered {
+#[derive(Clone, Copy, Debug)]
+pub struct Answered<'r> {
     /// The step that was asked for.
     pub step: StepIndex,
     /// What was asked.
     pub phase: Phase,
     /// The encoded [`Recorded`], byte for byte as the participant keeps it.
-    pub recorded: Bytes,
+    pub recorded: &'r [u8],
 }
 
 /// The sagas that are driven here, by definition name and version. Cloning is cheap.
@@ -108,13 +108,13 @@ impl Book {
             !self.0.iter().any(|known| known.name == name && known.version == version),
             "definition {name:?} version {version} is in the book twice"
         );
-        let drive = move |carried: Carried, answered: Option<Answered>, pen: &mut Pen| {
+        let drive = move |carried: Carried, answered: Option<Answered<'_>>, pen: &mut Pen| {
             let Carried { token, about } = carried;
             let saga = token.saga;
             let effects = match answered {
                 None => saga::start(&definition, saga, token.mode),
                 Some(Answered { step, phase, recorded }) => {
-                    let Recorded { outcome, at } = Recorded::decode(&recorded)?;
+                    let Recorded { outcome, at } = Recorded::decode(recorded)?;
                     let reply = saga::Reply { step, phase, outcome, at };
                     saga::advance(&definition, token, reply)
                         .map_err(|illegal| Refused::Illegal { saga, illegal })?
@@ -132,12 +132,20 @@ impl Book {
     /// # Errors
     /// [`Refused`] when nothing can ever be done about it.
     pub fn plan(&self, body: Bytes, pen: &mut Pen) -> Result<Messages, Refused> {
-        let (carried, answered) = match ToOrchestrator::decode(body)? {
-            ToOrchestrator::Start(Start { carried }) => (carried, None),
+        match ToOrchestrator::decode(body)? {
+            ToOrchestrator::Start(Start { carried }) => self.drive(carried, None, pen),
             ToOrchestrator::Reply(Reply { carried, step, phase, recorded }) => {
-                (carried, Some(Answered { step, phase, recorded }))
+                self.drive(carried, Some(Answered { step, phase, recorded: &recorded }), pen)
             }
-        };
+        }
+    }
+
+    fn drive(
+        &self,
+        carried: Carried,
+        answered: Option<Answered<'_>>,
+        pen: &mut Pen,
+    ) -> Result<Messages, Refused> {
         match self.find(&carried.about) {
             Some(known) => (known.drive)(carried, answered, pen),
             None => Err(Refused::UnknownDefinition {
@@ -156,7 +164,7 @@ impl Book {
         &self,
         token: &Token,
         about: &About,
-        answered: Answered,
+        answered: Answered<'_>,
         pen: &mut Pen,
     ) -> Option<Result<Messages, Refused>> {
         let known = self.find(about)?;
@@ -213,29 +221,34 @@ mod tests {
         About::new("trip", version, 7, b"input", b"trace")
     }
 
-    fn answer(step: u8, phase: Phase, outcome: Outcome) -> Answered {
-        let recorded = Recorded { outcome, at: 11 }.encode();
+    fn recorded(outcome: Outcome) -> Bytes {
+        Recorded { outcome, at: 11 }.encode()
+    }
+
+    fn answer(step: u8, phase: Phase, recorded: &[u8]) -> Answered<'_> {
         Answered { step: StepIndex(step), phase, recorded }
     }
 
-    fn reply(token: &Token, about: &About, answered: &Answered) -> Bytes {
+    fn reply(token: &Token, about: &About, answered: Answered<'_>) -> Bytes {
         let Answered { step, phase, recorded } = answered;
-        Pen::for_messages(1).reply(token, about, *step, *phase, recorded)
+        Pen::for_messages(1).reply(token, about, step, phase, recorded)
     }
 
     /// From its start to its end, by those who are told of replies and by those who have recorded them.
     #[test]
     fn a_saga_gets_the_same_messages_whoever_drives_it_on() {
-        let declined = Outcome::Rejected(Reason::Refused("no".to_owned()));
+        let done = recorded(Outcome::Done(b"seat 3".to_vec()));
+        let declined = recorded(Outcome::Rejected(Reason::Refused("no".to_owned())));
+        let undone = recorded(Outcome::Compensated);
         let answers = [
-            answer(0, Phase::Action, Outcome::Done(b"seat 3".to_vec())),
-            answer(1, Phase::Action, declined),
-            answer(0, Phase::Compensation, Outcome::Compensated),
+            answer(0, Phase::Action, &done),
+            answer(1, Phase::Action, &declined),
+            answer(0, Phase::Compensation, &undone),
         ];
         let (book, about, pen) = (book(), about(2), &mut Pen::for_messages(8));
         let mut token = Token { saga: 5, mode: Mode::Execute, path: Path::new() };
         for answered in answers {
-            let told = book.plan(reply(&token, &about, &answered), pen).unwrap();
+            let told = book.plan(reply(&token, &about, answered), pen).unwrap();
             let recorded = book.answered(&token, &about, answered, pen).unwrap().unwrap();
             assert_eq!(told, recorded);
             let report = wire::messages::Progress::decode(recorded.report.unwrap().envelope.body).unwrap();
@@ -248,20 +261,22 @@ mod tests {
     #[test]
     fn another_version_is_left_to_others() {
         let token = Token { saga: 5, mode: Mode::Execute, path: Path::new() };
-        let answered = answer(0, Phase::Action, Outcome::Done(Vec::new()));
+        let done = recorded(Outcome::Done(Vec::new()));
+        let answered = answer(0, Phase::Action, &done);
         let pen = &mut Pen::for_messages(1);
-        assert!(book().answered(&token, &about(3), answered.clone(), pen).is_none());
-        assert!(Book::new().answered(&token, &about(2), answered.clone(), pen).is_none());
-        let refused = book().plan(reply(&token, &about(3), &answered), pen);
+        assert!(book().answered(&token, &about(3), answered, pen).is_none());
+        assert!(Book::new().answered(&token, &about(2), answered, pen).is_none());
+        let refused = book().plan(reply(&token, &about(3), answered), pen);
         assert!(matches!(refused, Err(Refused::UnknownDefinition { version: 3, .. })), "{refused:?}");
     }
 
     #[test]
     fn a_reply_to_what_was_not_asked_is_refused_by_both() {
         let token = Token { saga: 5, mode: Mode::Execute, path: Path::new() };
-        let answered = answer(1, Phase::Action, Outcome::Done(Vec::new()));
+        let done = recorded(Outcome::Done(Vec::new()));
+        let answered = answer(1, Phase::Action, &done);
         let (book, pen) = (book(), &mut Pen::for_messages(1));
-        let told = book.plan(reply(&token, &about(2), &answered), pen);
+        let told = book.plan(reply(&token, &about(2), answered), pen);
         let recorded = book.answered(&token, &about(2), answered, pen).unwrap();
         assert!(matches!(told, Err(Refused::Illegal { saga: 5, .. })), "{told:?}");
         assert!(matches!(recorded, Err(Refused::Illegal { saga: 5, .. })), "{recorded:?}");

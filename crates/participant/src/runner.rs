@@ -302,7 +302,7 @@ impl<P: Participant> Runner<P> {
                     let (saga, count) = (command.token.saga, delivery.count);
                     let trace = String::from_utf8_lossy(about.trace());
                     tracing::warn!(saga, %trace, step = %command.step, count, why, "a command got no answer yet");
-                    sorted.verdicts[place] = retry(settings, count);
+                    sorted.verdicts[place] = settings.bounds.retry(count);
                 }
                 Answer::Park(why) => {
                     sorted.verdicts[place] = retry_or_park(settings, delivery, why);
@@ -322,7 +322,7 @@ impl<P: Participant> Runner<P> {
         pen: &mut Pen,
     ) -> Result<[Option<Outgoing>; 2], String> {
         let Command { token, step, phase, .. } = command;
-        let answered = Answered { step: *step, phase: *phase, recorded: recorded.clone() };
+        let answered = Answered { step: *step, phase: *phase, recorded: &recorded };
         match self.rest.book.answered(token, about, answered, pen) {
             Some(messages) => messages.map(Messages::outgoing).map_err(|refused| refused.to_string()),
             None => {
@@ -339,7 +339,7 @@ impl<P: Participant> Runner<P> {
         for (_, place) in sorted.questions.drain(..) {
             let delivery = &deliveries[place];
             sorted.verdicts[place] = if error.is_transient() {
-                retry(&self.rest.settings, delivery.count)
+                self.rest.settings.bounds.retry(delivery.count)
             } else {
                 retry_or_park(&self.rest.settings, delivery, error.to_string())
             };
@@ -371,14 +371,10 @@ fn reply<I>(command: &Command<I>, about: &About, recorded: &Bytes, pen: &mut Pen
     Envelope { id: EnvelopeId::of(token.saga, tag), body: pen.reply(token, about, *step, *phase, recorded) }
 }
 
-fn retry(settings: &Settings, count: u32) -> Verdict {
-    Verdict::Retry { after: settings.bounds.delay(count) }
-}
-
 fn retry_or_park(settings: &Settings, delivery: &Delivery, why: String) -> Verdict {
     if delivery.count < settings.park_after_deliveries {
         tracing::warn!(id = %delivery.envelope.id, count = delivery.count, why, "a command failed; it comes again");
-        retry(settings, delivery.count)
+        settings.bounds.retry(delivery.count)
     } else {
         park(delivery, why)
     }

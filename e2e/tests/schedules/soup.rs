@@ -12,7 +12,7 @@ use bytes::Bytes;
 use drive::{Answered, Book, Refused};
 use participant::barrier::{Decision, Found};
 use saga::{End, Illegal, Mode, Path, Position, Status};
-use wire::messages::{Carried, Command, Pen, Progress, Reply, ToOrchestrator, ToParticipant};
+use wire::messages::{Command, Pen, Progress, Reply, ToOrchestrator, ToParticipant};
 
 use super::desks::{Desks, InMemory, Script};
 use super::sagas::{self, Saga};
@@ -102,7 +102,7 @@ impl<'s> Explorer<'s> {
         }
     }
 
-    /// A command arrives, and so does its reply.
+    /// A command arrives, and so does its reply. Whoever drives the saga on then, a participant or an orchestrator, says the same.
     fn deliver(&self, state: &mut State, body: Bytes) {
         let command = command(&body);
         if state.desks.decide(&command) == Decision::Act {
@@ -113,18 +113,14 @@ impl<'s> Explorer<'s> {
         let recorded = state.desks.handle(&command, now).expect("nobody is silent here");
         state.answered.insert(body);
         let Command { carried, step, phase } = command;
-        self.plan_alike(&carried, Answered { step, phase, recorded: recorded.clone() });
-        self.plan(state, ToOrchestrator::Reply(Reply { carried, step, phase, recorded }).encode());
-    }
-
-    /// A participant that drives the saga on itself has the same messages sent as an orchestrator that is told of its reply.
-    fn plan_alike(&self, carried: &Carried, answered: Answered) {
-        let (Carried { token, about }, pen) = (carried, &mut Pen::for_messages(4));
-        let Answered { step, phase, recorded } = answered.clone();
-        let reply = ToOrchestrator::Reply(Reply { carried: carried.clone(), step, phase, recorded });
-        let told = self.book.plan(reply.encode(), pen).map_err(|refused| refused.to_string());
-        let recorded = self.book.answered(token, about, answered, pen).expect("its saga is in the book");
-        assert_eq!(recorded.map_err(|refused| refused.to_string()), told);
+        let answered = Answered { step, phase, recorded: &recorded };
+        let by_participant =
+            self.book.answered(&carried.token, &carried.about, answered, &mut Pen::for_messages(2));
+        let by_participant = by_participant.expect("its saga is in the book").map_err(|why| why.to_string());
+        let reply = ToOrchestrator::Reply(Reply { carried, step, phase, recorded }).encode();
+        let by_orchestrator = self.book.plan(reply.clone(), &mut Pen::for_messages(2));
+        assert_eq!(by_participant, by_orchestrator.map_err(|why| why.to_string()));
+        self.plan(state, reply);
     }
 
     /// A message arrives at an orchestrator.

@@ -4,7 +4,6 @@ use std::time::Duration;
 
 use async_nats::jetstream;
 use futures_util::TryStreamExt;
-use tokio::sync::watch;
 
 use super::{Settings, StartError, link};
 
@@ -62,7 +61,7 @@ pub struct Stream {
 pub async fn inspect(settings: &Settings) -> Result<Vec<Inspection>, StartError> {
     let mut inspections = Vec::new();
     for server in &settings.servers {
-        let options = link::options(settings, watch::channel(0).0, link::Moving::default()).await?;
+        let options = link::options(settings).await?;
         let asked = tokio::time::timeout(ANSWER_WITHIN, ask(options, server, &settings.prefix)).await;
         let found = asked.unwrap_or_else(|_| Err(format!("no answer within {ANSWER_WITHIN:?}")));
         inspections.push(Inspection { server: server.clone(), found });

@@ -41,7 +41,7 @@ impl Link {
         let servers = servers.collect::<Result<Vec<_>, StartError>>()?;
         let moving = Moving::default();
         let client = loop {
-            let options = options(settings, made.clone(), moving.clone()).await?;
+            let options = lasting(options(settings).await?, settings, &made, &moving);
             let why = match timeout_at(deadline, options.connect(servers.clone())).await {
                 Ok(Ok(client)) => break client,
                 Ok(Err(error)) => with_cause(&error),
@@ -126,8 +126,7 @@ impl Link {
 /// The address of the server of this name, learnt on connections of their own.
 async fn find_server(server_name: &str, settings: &Settings) -> Option<ServerAddr> {
     for server in &settings.servers {
-        let (unheard, server) = (watch::channel(0).0, server.parse::<ServerAddr>().ok()?);
-        let options = options(settings, unheard, Moving::default()).await.ok()?;
+        let (server, options) = (server.parse::<ServerAddr>().ok()?, options(settings).await.ok()?);
         // One that is not reached is not where this process should be.
         if let Ok(Ok(client)) = timeout(settings.connect_timeout, options.connect(server.clone())).await
             && client.server_info().server_name == server_name
@@ -140,7 +139,7 @@ async fn find_server(server_name: &str, settings: &Settings) -> Option<ServerAdd
 
 /// A connection that moves to a server on purpose.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Moving(Arc<Move>);
+struct Moving(Arc<Move>);
 
 #[derive(Debug, Default)]
 struct Move {
@@ -170,40 +169,15 @@ impl Moving {
     }
 }
 
-pub(super) async fn options(
-    settings: &Settings,
-    made: watch::Sender<u64>,
-    moving: Moving,
-) -> Result<ConnectOptions, StartError> {
-    let (min, max) = (settings.reconnect_delay_min, settings.reconnect_delay_max);
-    let next = moving.clone();
+/// What every connection to the servers has.
+pub(super) async fn options(settings: &Settings) -> Result<ConnectOptions, StartError> {
     let options = ConnectOptions::new()
         .name(&settings.name)
         .connection_timeout(settings.connect_timeout)
         .request_timeout(Some(settings.request_timeout))
         .ping_interval(settings.ping_interval)
-        .reconnect_delay_callback(move |attempts| {
-            delay(attempts, min, max).mul_f64(0.5 + fastrand::f64() / 2.0)
-        })
         // Ours may be behind a proxy or a name; what the servers call themselves may lead nowhere from here.
-        .ignore_discovered_servers()
-        .reconnect_to_server_callback(move |_, _| {
-            let server = next.take();
-            async move { server.map(|addr| ReconnectToServer { addr, delay: Some(Duration::ZERO) }) }
-        })
-        .event_callback(move |event| {
-            let (made, moving) = (made.clone(), moving.clone());
-            async move {
-                match event {
-                    Event::Connected => made.send_modify(|connections| *connections += 1),
-                    Event::Disconnected if moving.is_under_way() => {
-                        tracing::debug!("the connection to the NATS servers moves to another one");
-                    }
-                    Event::Disconnected => tracing::warn!("the connection to the NATS servers is lost"),
-                    event => tracing::debug!(%event, "on the connection to the NATS servers"),
-                }
-            }
-        });
+        .ignore_discovered_servers();
     let options = match &settings.login {
         Login::Open => options,
         Login::Password { user, password } => options.user_and_password(user.clone(), password.clone()),
@@ -235,6 +209,38 @@ pub(super) async fn options(
             }
         }
     })
+}
+
+/// And what that of a bus has, which lasts.
+fn lasting(
+    options: ConnectOptions,
+    settings: &Settings,
+    made: &watch::Sender<u64>,
+    moving: &Moving,
+) -> ConnectOptions {
+    let (min, max) = (settings.reconnect_delay_min, settings.reconnect_delay_max);
+    let (made, moving, next) = (made.clone(), moving.clone(), moving.clone());
+    options
+        .reconnect_delay_callback(move |attempts| {
+            delay(attempts, min, max).mul_f64(0.5 + fastrand::f64() / 2.0)
+        })
+        .reconnect_to_server_callback(move |_, _| {
+            let server = next.take();
+            async move { server.map(|addr| ReconnectToServer { addr, delay: Some(Duration::ZERO) }) }
+        })
+        .event_callback(move |event| {
+            let (made, moving) = (made.clone(), moving.clone());
+            async move {
+                match event {
+                    Event::Connected => made.send_modify(|connections| *connections += 1),
+                    Event::Disconnected if moving.is_under_way() => {
+                        tracing::debug!("the connection to the NATS servers moves to another one");
+                    }
+                    Event::Disconnected => tracing::warn!("the connection to the NATS servers is lost"),
+                    event => tracing::debug!(%event, "on the connection to the NATS servers"),
+                }
+            }
+        })
 }
 
 /// The pause before an attempt to connect. The first follows at once.
