@@ -39,14 +39,14 @@ pub enum Wiring {
     Carried,
 }
 
-/// Who drives a saga on when a reply has been recorded.
+/// Who starts a saga, and drives it on when a reply has been recorded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Drivers {
-    /// The participant that has recorded it, as in the binary. Orchestrators start sagas.
+    /// The purchase service, and the participant that has recorded the reply: as in the binary.
     Participants,
-    /// An orchestrator that is told of it, as those of sagas that a participant does not know.
+    /// An orchestrator that is told of both, as with sagas that the others do not know.
     Orchestrators,
-    /// An orchestrator where it is about an order, else the participant: as between two versions.
+    /// An orchestrator where the reply is about an order, else as in the binary: as between two versions.
     Both,
 }
 
@@ -60,6 +60,14 @@ impl Drivers {
             (_, Part::Orchestrator) | (Drivers::Participants, _) => book(),
             (Drivers::Orchestrators, _) | (Drivers::Both, Part::Orders) => Book::new(),
             (Drivers::Both, Part::Stock | Part::Payments) => book(),
+        }
+    }
+
+    /// The book of the purchase service.
+    fn book_of_purchases(self) -> Book {
+        match self {
+            Drivers::Participants | Drivers::Both => book(),
+            Drivers::Orchestrators => Book::new(),
         }
     }
 }
@@ -513,6 +521,7 @@ impl Shop {
             config: self.settings.purchase.clone(),
             db: db.clone(),
             bus: self.buses.purchase.clone(),
+            book: self.settings.drivers.book_of_purchases(),
             feed: self.settings.news.feed(),
             clock: self.clock.clock(),
             random: Random::secure(),

@@ -151,7 +151,7 @@ async fn purchases_survive_the_loss_of_everything_between_any_two_steps() {
             shop.courier().be_honest();
             shop.quiet_by_turning(shop.settings.purchase.retry_first).await;
             if !was_cut {
-                assert!(lost_from >= 3, "a purchase causes messages");
+                assert!(lost_from >= 2, "a purchase causes messages");
                 break;
             }
         }
@@ -385,7 +385,8 @@ async fn what_cannot_be_understood_is_parked_and_others_flow() {
     let shelf = Shelf::fill(&shop).await;
     let customer = shop.customer(7);
     let bought = shelf.buy_all(&shop, &customer).await;
-    until("all are started", LIMIT, async || shop.bus().depth(ORCHESTRATOR).await.unwrap().held() == 3).await;
+    until("all are started", LIMIT, async || shop.bus().depth(INVENTORY_COMMANDS).await.unwrap().held() == 3)
+        .await;
     for (index, (subject, body, _)) in nonsense().into_iter().enumerate() {
         let envelope = Envelope { id: EnvelopeId::of(index as u64, 0), body };
         shop.bus().publish(subject, vec![envelope]).await.unwrap();
@@ -413,7 +414,8 @@ async fn what_nobody_has_begun_at_its_deadline_is_cancelled() {
     let shelf = Shelf::fill(&shop).await;
     let customer = shop.customer(7);
     let bought = shelf.buy_all(&shop, &customer).await;
-    until("all are started", LIMIT, async || shop.bus().depth(ORCHESTRATOR).await.unwrap().held() == 3).await;
+    until("all are started", LIMIT, async || shop.bus().depth(INVENTORY_COMMANDS).await.unwrap().held() == 3)
+        .await;
     shop.lose_all_messages().await;
     shop.clock.turn(shop.settings.purchase.deadline);
     for part in PARTS {
@@ -474,7 +476,7 @@ async fn what_comes_after_a_cancellation_changes_nothing() {
     let before = shop_state(&shop).await;
 
     let late = std::mem::take(&mut *kept.lock().unwrap());
-    assert!(late.len() >= 6);
+    assert!(late.len() >= 5);
     for passing in late {
         courier.deliver(passing.subject, passing.envelope);
     }

@@ -208,6 +208,7 @@ pub(super) async fn purchase(
         config: purchase_config(common.config),
         db,
         bus,
+        book: book(),
         feed: common.redis.clone().map_or(purchase::Feed::None, purchase::Feed::Redis),
         clock: common.clock.clone(),
         random: common.random.clone(),

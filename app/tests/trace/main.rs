@@ -77,13 +77,8 @@ async fn tree(collector: &Collector, purchase: &str, paths: &[Vec<&str>]) -> Tre
     collector.until(ARRIVED_WITHIN, whole).await
 }
 
-/// An orchestrator starts a saga; from then on whoever has recorded a reply asks the next one.
-const START: [&str; 4] = [
-    "purchase/accept",
-    "purchase/publish saga.orchestrator",
-    "orchestrator/process saga.orchestrator",
-    "orchestrator/publish saga.purchase.inventory",
-];
+/// Who accepts a purchase asks the first step; from then on whoever has recorded a reply asks the next one.
+const START: [&str; 2] = ["purchase/accept", "purchase/publish saga.purchase.inventory"];
 const RESERVE: [&str; 1] = ["product/process saga.purchase.inventory"];
 const ORDER: [&str; 2] = ["product/publish saga.purchase.order", "order/process saga.purchase.order"];
 const PAY: [&str; 2] = ["order/publish saga.purchase.payment", "payment/process saga.purchase.payment"];

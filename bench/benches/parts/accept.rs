@@ -1,15 +1,16 @@
 //! The accept path: from the request at the router to the 201, when the purchase is on disk. The sagas go no further:
-//! their starts are taken from the bus and dropped.
+//! their first commands are taken from the bus and dropped.
 
 use axum::Router;
 use axum::body::Body;
 use bus::{Bus, Limits};
 use criterion::{BenchmarkId, Criterion, Throughput};
+use drive::Book;
 use futures_util::future::join_all;
 use http::{Request, StatusCode};
 use serve::random::Random;
 use shop::calls::CheckProducts;
-use shop::purchase::ORCHESTRATOR;
+use shop::purchase::{INVENTORY_COMMANDS, PURCHASE_PROGRESS, PurchaseStep, purchase_saga};
 use telemetry::Registry;
 use telemetry::metrics::PubsubMetrics;
 use tokio_util::sync::CancellationToken;
@@ -44,6 +45,7 @@ pub(crate) fn benches(criterion: &mut Criterion) {
             config,
             db: db.clone(),
             bus: bus.clone(),
+            book: Book::new().with(purchase_saga(), PurchaseStep::commands, PURCHASE_PROGRESS),
             clock: Clock::system(),
             random: Random::secure(),
             verifier,
@@ -59,7 +61,7 @@ pub(crate) fn benches(criterion: &mut Criterion) {
         for (_, task) in tasks {
             tokio::spawn(task);
         }
-        tokio::spawn(drop_starts(bus.clone()));
+        tokio::spawn(drop_commands(bus.clone()));
         (service.router(), format!("Bearer {token}"))
     });
 
@@ -81,9 +83,9 @@ pub(crate) fn benches(criterion: &mut Criterion) {
     });
 }
 
-async fn drop_starts(bus: Bus) {
-    let mut starts = bus.subscribe(ORCHESTRATOR);
-    while let Ok(batch) = starts.next(1024).await {
+async fn drop_commands(bus: Bus) {
+    let mut commands = bus.subscribe(INVENTORY_COMMANDS);
+    while let Ok(batch) = commands.next(1024).await {
         // An error: the bus is gone, and the next look says so.
         let _ = batch.ack_all().await;
     }

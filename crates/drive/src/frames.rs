@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use bus::{Bus, Delivery, Envelope, Subject, Verdict};
+use bus::{Bus, Delivery, Envelope, PublishError, Subject, Verdict};
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
 use telemetry::metrics::PubsubMetrics;
@@ -39,18 +39,33 @@ impl Bounds {
         let after = self.retry_delay_min.saturating_mul(1 << doublings).min(self.retry_delay_max);
         Verdict::Retry { after }
     }
+
+    /// What refused frames mean for the deliveries that called for them.
+    pub fn judge(&self, refusals: Vec<Refusal>, deliveries: &[Delivery], verdicts: &mut [Verdict]) {
+        for Refusal { error, causes } in refusals {
+            let (again, dropped): (Vec<_>, Vec<_>) =
+                causes.into_iter().partition(|place| deliveries[*place].count < self.drop_after_deliveries);
+            tracing::warn!(
+                refused = %error, messages = again.len(), dropped = dropped.len(),
+                "a frame was refused; its causes come again, or their sagas are started again"
+            );
+            for place in again {
+                verdicts[place] = self.retry(deliveries[place].count);
+            }
+        }
+    }
 }
 
 /// The messages that a batch calls for.
 pub struct Frames {
     frames: Vec<Frame>,
-    /// The deliveries in it.
+    /// How many they are called for by.
     batch: usize,
     /// A message's size at most.
     limit_bytes: usize,
 }
 
-/// A frame in the making, and which deliveries come again if it is refused.
+/// A frame in the making, and what called for it that must not be lost.
 struct Frame {
     subject: Subject,
     envelopes: Vec<Envelope>,
@@ -61,8 +76,16 @@ struct Frame {
 struct Published {
     subject: Subject,
     messages: usize,
-    /// If it was refused: what that means for the messages that called for it, by their places in the batch.
-    refused: Option<Vec<(usize, Verdict)>>,
+    refusal: Option<Refusal>,
+}
+
+/// A frame that the bus refused.
+#[derive(Debug)]
+pub struct Refusal {
+    /// Why.
+    pub error: PublishError,
+    /// The places in the batch of what called for its messages, but for those that may be lost.
+    pub causes: Vec<usize>,
 }
 
 /// A message that no frame takes: it has more bytes than the bus allows.
@@ -76,13 +99,13 @@ pub struct TooLarge {
 }
 
 impl Frames {
-    /// Of a batch of so many deliveries, each of which calls for at most one message on each subject. So no frame is larger than
-    /// the batch.
-    pub fn of_batch(deliveries: usize, bus: &Bus) -> Frames {
-        Frames { frames: Vec::new(), batch: deliveries, limit_bytes: bus.limits().body_bytes }
+    /// Of a batch of so many, each of which calls for at most one message on each subject: places are below that, and no frame is
+    /// larger.
+    pub fn of_batch(batch: usize, bus: &Bus) -> Frames {
+        Frames { frames: Vec::new(), batch, limit_bytes: bus.limits().body_bytes }
     }
 
-    /// Adds what the delivery at this place calls for: all of it, or nothing.
+    /// Adds what the one at this place of the batch calls for: all of it, or nothing.
     ///
     /// # Errors
     /// When the bus would refuse it, now or later.
@@ -114,48 +137,27 @@ impl Frames {
         Ok(())
     }
 
-    /// Publishes all of it; what that means for the deliveries that called for it is written to their verdicts.
-    pub async fn publish(
-        self,
-        bus: &Bus,
-        bounds: Bounds,
-        deliveries: &[Delivery],
-        verdicts: &mut [Verdict],
-        metrics: &PubsubMetrics,
-        traced: &mut Handling,
-    ) {
+    /// Publishes all of it, a frame a subject; the frames that the bus refused.
+    pub async fn publish(self, bus: &Bus, metrics: &PubsubMetrics, traced: &mut Handling) -> Vec<Refusal> {
         let publishing = traced.publishing();
         let mut published: FuturesUnordered<_> =
-            self.frames.into_iter().map(|frame| frame.publish(bus, bounds, deliveries, metrics)).collect();
-        while let Some(Published { subject, messages, refused }) = published.next().await {
-            traced.published(subject.0, publishing, messages, refused.is_none());
-            for (place, verdict) in refused.into_iter().flatten() {
-                verdicts[place] = verdict;
-            }
+            self.frames.into_iter().map(|frame| frame.publish(bus, metrics)).collect();
+        let mut refusals = Vec::new();
+        while let Some(Published { subject, messages, refusal }) = published.next().await {
+            traced.published(subject.0, publishing, messages, refusal.is_none());
+            refusals.extend(refusal);
         }
+        refusals
     }
 }
 
 impl Frame {
-    async fn publish(
-        self,
-        bus: &Bus,
-        bounds: Bounds,
-        deliveries: &[Delivery],
-        metrics: &PubsubMetrics,
-    ) -> Published {
+    async fn publish(self, bus: &Bus, metrics: &PubsubMetrics) -> Published {
         let Frame { subject, envelopes, causes } = self;
         let (began, messages) = (Instant::now(), envelopes.len());
         let published = bus.publish(subject, envelopes).await;
         metrics.published(began.elapsed(), published.is_ok());
-        let Err(refused) = published else { return Published { subject, messages, refused: None } };
-        let (causes, dropped): (Vec<_>, Vec<_>) =
-            causes.into_iter().partition(|place| deliveries[*place].count < bounds.drop_after_deliveries);
-        tracing::warn!(
-            %refused, messages = causes.len(), dropped = dropped.len(),
-            "a frame was refused; its causes come again, or their sagas are started again"
-        );
-        let again = causes.into_iter().map(|place| (place, bounds.retry(deliveries[place].count))).collect();
-        Published { subject, messages, refused: Some(again) }
+        let refusal = published.err().map(|error| Refusal { error, causes });
+        Published { subject, messages, refusal }
     }
 }

@@ -1,9 +1,9 @@
 //! Drives sagas from message to message: asks the engine what a message or a recorded reply calls for ([`Book`]), and publishes
 //! all of it ([`Frames`]).
 //!
-//! Whoever has what a saga needs to go on may drive it, because everything is in the message: an orchestrator that is told of a start or
-//! a reply, or the participant that has just recorded the reply, which saves a message and its handling a step.
-//! Both do the same, and one saga may be driven by both at once.
+//! Whoever has what a saga needs to go on may drive it, because everything is in the message: the service that starts it, the
+//! participant that has just recorded a reply, or an orchestrator that is told of either, which costs a message and its handling
+//! more. All do the same, and one saga may be driven by several at once.
 //!
 //! What never happens: the success of one frame hides the refusal of another. What called for a message that the bus refuses comes
 //! again, unless a later message implies that one, or it has come [`Bounds::drop_after_deliveries`] times already.
@@ -14,5 +14,5 @@
 mod frames;
 mod plan;
 
-pub use frames::{Bounds, Frames, TooLarge};
+pub use frames::{Bounds, Frames, Refusal, TooLarge};
 pub use plan::{Answered, Book, Messages, Outgoing, Refused};

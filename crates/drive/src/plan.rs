@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use bus::{Envelope, EnvelopeId, Subject};
 use bytes::Bytes;
-use saga::{Definition, Effects, Illegal, Phase, Standing, StepIndex, Token};
+use saga::{Definition, Effects, Illegal, Mode, Phase, Standing, StepIndex, Token};
 use wire::messages::{About, Carried, DecodeError, Pen, Recorded, Reply, Start, ToOrchestrator};
 
 /// A message that cannot be acted upon, now or later.
@@ -61,7 +61,8 @@ impl Messages {
     }
 }
 
-type Drive = Box<dyn Fn(Carried, Option<Answered<'_>>, &mut Pen) -> Result<Messages, Refused> + Send + Sync>;
+type Begin = Box<dyn Fn(u64, Mode, About, &mut Pen) -> Messages + Send + Sync>;
+type Advance = Box<dyn Fn(Carried, Answered<'_>, &mut Pen) -> Result<Messages, Refused> + Send + Sync>;
 
 /// A reply without the saga that it came with.
 #[derive(Clone, Copy, Debug)]
@@ -82,7 +83,8 @@ pub struct Book(Arc<Vec<Known>>);
 struct Known {
     name: &'static str,
     version: u32,
-    drive: Drive,
+    begin: Begin,
+    advance: Advance,
 }
 
 impl Book {
@@ -108,21 +110,20 @@ impl Book {
             !self.0.iter().any(|known| known.name == name && known.version == version),
             "definition {name:?} version {version} is in the book twice"
         );
-        let drive = move |carried: Carried, answered: Option<Answered<'_>>, pen: &mut Pen| {
-            let Carried { token, about } = carried;
+        let started = definition.clone();
+        let begin = move |saga: u64, mode: Mode, about: About, pen: &mut Pen| {
+            messages(saga::start(&started, saga, mode), about, commands, progress, pen)
+        };
+        let advance = move |carried: Carried, answered: Answered<'_>, pen: &mut Pen| {
+            let (Carried { token, about }, Answered { step, phase, recorded }) = (carried, answered);
             let saga = token.saga;
-            let effects = match answered {
-                None => saga::start(&definition, saga, token.mode),
-                Some(Answered { step, phase, recorded }) => {
-                    let Recorded { outcome, at } = Recorded::decode(recorded)?;
-                    let reply = saga::Reply { step, phase, outcome, at };
-                    saga::advance(&definition, token, reply)
-                        .map_err(|illegal| Refused::Illegal { saga, illegal })?
-                }
-            };
+            let Recorded { outcome, at } = Recorded::decode(recorded)?;
+            let reply = saga::Reply { step, phase, outcome, at };
+            let effects = saga::advance(&definition, token, reply)
+                .map_err(|illegal| Refused::Illegal { saga, illegal })?;
             Ok(messages(effects, about, commands, progress, pen))
         };
-        let known = Known { name, version, drive: Box::new(drive) };
+        let known = Known { name, version, begin: Box::new(begin), advance: Box::new(advance) };
         Arc::get_mut(&mut self.0).expect("a book is written before it is handed out").push(known);
         self
     }
@@ -133,26 +134,21 @@ impl Book {
     /// [`Refused`] when nothing can ever be done about it.
     pub fn plan(&self, body: Bytes, pen: &mut Pen) -> Result<Messages, Refused> {
         match ToOrchestrator::decode(body)? {
-            ToOrchestrator::Start(Start { carried }) => self.drive(carried, None, pen),
+            ToOrchestrator::Start(Start { carried: Carried { token, about } }) => {
+                let known = self.find(&about).ok_or_else(|| unknown(&about))?;
+                Ok((known.begin)(token.saga, token.mode, about, pen))
+            }
             ToOrchestrator::Reply(Reply { carried, step, phase, recorded }) => {
-                self.drive(carried, Some(Answered { step, phase, recorded: &recorded }), pen)
+                let known = self.find(&carried.about).ok_or_else(|| unknown(&carried.about))?;
+                (known.advance)(carried, Answered { step, phase, recorded: &recorded }, pen)
             }
         }
     }
 
-    fn drive(
-        &self,
-        carried: Carried,
-        answered: Option<Answered<'_>>,
-        pen: &mut Pen,
-    ) -> Result<Messages, Refused> {
-        match self.find(&carried.about) {
-            Some(known) => (known.drive)(carried, answered, pen),
-            None => Err(Refused::UnknownDefinition {
-                name: carried.about.definition().to_owned(),
-                version: carried.about.version(),
-            }),
-        }
+    /// The messages that start a saga; None when it is not in the book, and an orchestrator has to be told.
+    pub fn start(&self, saga: u64, mode: Mode, about: &About, pen: &mut Pen) -> Option<Messages> {
+        let known = self.find(about)?;
+        Some((known.begin)(saga, mode, about.clone(), pen))
     }
 
     /// The messages that a reply calls for that was recorded here; None when its saga is not in the book, and somebody else has to
@@ -169,12 +165,16 @@ impl Book {
     ) -> Option<Result<Messages, Refused>> {
         let known = self.find(about)?;
         let carried = Carried { token: token.clone(), about: about.clone() };
-        Some((known.drive)(carried, Some(answered), pen))
+        Some((known.advance)(carried, answered, pen))
     }
 
     fn find(&self, about: &About) -> Option<&Known> {
         self.0.iter().find(|known| about.is_of(known.name, known.version))
     }
+}
+
+fn unknown(about: &About) -> Refused {
+    Refused::UnknownDefinition { name: about.definition().to_owned(), version: about.version() }
 }
 
 /// Effects as messages. Each carries the saga as it now stands; its id is a function of what it says.
@@ -204,7 +204,7 @@ fn messages<S: Copy>(
 
 #[cfg(test)]
 mod tests {
-    use saga::{Mode, Outcome, Path, Reason};
+    use saga::{Outcome, Path, Reason};
 
     use super::*;
 
@@ -234,7 +234,7 @@ mod tests {
         Pen::for_messages(1).reply(token, about, step, phase, recorded)
     }
 
-    /// From its start to its end, by those who are told of replies and by those who have recorded them.
+    /// From its start to its end, by those who are told of it and by those who have what it needs.
     #[test]
     fn a_saga_gets_the_same_messages_whoever_drives_it_on() {
         let done = recorded(Outcome::Done(b"seat 3".to_vec()));
@@ -247,6 +247,10 @@ mod tests {
         ];
         let (book, about, pen) = (book(), about(2), &mut Pen::for_messages(8));
         let mut token = Token { saga: 5, mode: Mode::Execute, path: Path::new() };
+        for mode in [Mode::Execute, Mode::Decide, Mode::Cancel] {
+            let told = book.plan(pen.start(&Token { mode, ..token.clone() }, &about), pen).unwrap();
+            assert_eq!(Some(told), book.start(5, mode, &about, pen));
+        }
         for answered in answers {
             let told = book.plan(reply(&token, &about, answered), pen).unwrap();
             let recorded = book.answered(&token, &about, answered, pen).unwrap().unwrap();
@@ -266,6 +270,7 @@ mod tests {
         let pen = &mut Pen::for_messages(1);
         assert!(book().answered(&token, &about(3), answered, pen).is_none());
         assert!(Book::new().answered(&token, &about(2), answered, pen).is_none());
+        assert!(book().start(5, Mode::Execute, &about(3), pen).is_none());
         let refused = book().plan(reply(&token, &about(3), answered), pen);
         assert!(matches!(refused, Err(Refused::UnknownDefinition { version: 3, .. })), "{refused:?}");
     }

@@ -310,7 +310,8 @@ impl<P: Participant> Runner<P> {
             }
         }
         let Sorted { verdicts, traced, .. } = sorted;
-        frames.publish(bus, settings.bounds, deliveries, verdicts, metrics, traced).await;
+        let refusals = frames.publish(bus, metrics, traced).await;
+        settings.bounds.judge(refusals, deliveries, verdicts);
     }
 
     /// What a recorded reply calls for.

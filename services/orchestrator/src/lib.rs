@@ -81,9 +81,8 @@ impl Parts {
         let mut verdicts = vec![Verdict::Ack; deliveries.len()];
         let mut traced = self.spans.handle(deliveries.len());
         let frames = self.plan(deliveries, &mut verdicts, &mut traced);
-        frames
-            .publish(&self.bus, self.settings.bounds, deliveries, &mut verdicts, &self.metrics, &mut traced)
-            .await;
+        let refusals = frames.publish(&self.bus, &self.metrics, &mut traced).await;
+        self.settings.bounds.judge(refusals, deliveries, &mut verdicts);
         traced.end_of(self.subject.0);
         failpoint::hit("orchestrator.published");
         let returned = verdicts.iter().filter(|verdict| matches!(verdict, Verdict::Retry { .. })).count();

@@ -16,6 +16,7 @@ use std::time::Duration;
 use bus::{Bus, Envelope, EnvelopeId};
 use db::Db;
 use db::ids::Ids;
+use drive::{Book, Frames, Outgoing, Refusal};
 use saga::Mode;
 use shop::purchase::{ORCHESTRATOR, PURCHASE_SAGA, PURCHASE_SAGA_VERSION, Purchase};
 use telemetry::Spans;
@@ -115,6 +116,7 @@ pub(crate) struct Parts {
     pub(crate) db: Db,
     pub(crate) ids: Ids,
     pub(crate) bus: Bus,
+    pub(crate) book: Book,
     pub(crate) clock: Clock,
     pub(crate) live: Live,
     pub(crate) metrics: SagaMetrics,
@@ -178,13 +180,7 @@ impl Parts {
                     // Whoever asked may have gone; the purchase is accepted all the same.
                     let _ = answer.send(Ok(accepted));
                 }
-                let new: Vec<&NewPurchase> = new(&rows, &is_new).collect();
-                self.metrics.started(new.len());
-                for (place, new) in rows.iter().enumerate().filter(|(place, _)| is_new[*place]) {
-                    traced.detail(place, "saga.id", || Detail::Count(new.id));
-                    traced.calls_for(place, ORCHESTRATOR.0, start_id(new.id, Mode::Execute).number());
-                }
-                within(traced.current(), self.begin(after, &new, &mut traced)).await;
+                within(traced.current(), self.begin(after, &rows, &is_new, &mut traced)).await;
             }
             Err(error) => {
                 drop(places);
@@ -223,7 +219,7 @@ impl Parts {
             let keys = rows.iter().filter_map(|row| Some((row.customer_id, row.key.as_ref()?.key.as_str())));
             let earlier = store::by_keys(tx, keys)?;
             let (accepted, is_new) = sort_out(&rows, earlier);
-            store::insert(tx, new(&rows, &is_new))?;
+            store::insert(tx, new(&rows, &is_new).map(|(_, row)| row))?;
             failpoint::hit("purchase.accept.before_commit");
             Ok((accepted, is_new))
         };
@@ -246,44 +242,56 @@ impl Parts {
         }
     }
 
-    /// Starts the sagas of new purchases. If the bus does not take them now, the reconciler starts them later.
-    async fn begin(&self, after: u64, new: &[&NewPurchase], traced: &mut Handling) {
-        if new.is_empty() {
+    /// Starts the sagas of those of a batch that are new. If the bus does not take that now, the reconciler starts them later.
+    async fn begin(&self, after: u64, rows: &[NewPurchase], is_new: &[bool], traced: &mut Handling) {
+        let opened: Vec<OpenPurchase> = new(rows, is_new)
+            .map(|(_, new)| OpenPurchase {
+                id: new.id,
+                customer_id: new.customer_id,
+                created_at: new.created_at,
+            })
+            .collect();
+        let count = opened.len();
+        if count == 0 {
             return;
         }
-        let open = |new: &&NewPurchase| OpenPurchase {
-            id: new.id,
-            customer_id: new.customer_id,
-            created_at: new.created_at,
-        };
-        if self.live.opened(after, new.iter().map(open).collect()).await.is_err() {
+        self.metrics.started(count);
+        if self.live.opened(after, opened).await.is_err() {
             tracing::debug!("nobody watches purchases any more: the service is stopping");
         }
-        let mut pen = Pen::for_messages(new.len());
-        let frame = new
-            .iter()
-            .map(|new| start_message(new.id, Mode::Execute, new.created_at, &new.input, &new.trace, &mut pen))
-            .collect();
-        let began = traced.publishing();
-        let published = self.bus.publish(ORCHESTRATOR, frame).await;
-        traced.published(ORCHESTRATOR.0, began, new.len(), published.is_ok());
-        match published {
-            Ok(()) => {
-                for new in new {
-                    tracing::debug!(purchase = new.id, trace = new.trace, "a purchase was accepted");
+        let mut frames = Frames::of_batch(rows.len(), &self.bus);
+        let mut pen = Pen::for_messages(count);
+        for (place, new) in new(rows, is_new) {
+            traced.detail(place, "saga.id", || Detail::Count(new.id));
+            match frames.add(place, self.first_messages(new, &mut pen), traced) {
+                Ok(()) => tracing::debug!(purchase = new.id, trace = new.trace, "a purchase was accepted"),
+                Err(large) => {
+                    tracing::error!(purchase = new.id, trace = new.trace, %large, "a purchase cannot be started");
                 }
             }
-            Err(refused) => {
-                tracing::warn!(%refused, purchases = new.len(), "accepted purchases will be started later");
-            }
+        }
+        for Refusal { error, causes } in frames.publish(&self.bus, self.metrics.accept(), traced).await {
+            tracing::warn!(refused = %error, purchases = causes.len(), "accepted purchases will be started later");
         }
         failpoint::hit("purchase.accept.published");
     }
+
+    /// What starts a purchase's saga: its first command, or word to an orchestrator when the saga is not in the book.
+    fn first_messages(&self, new: &NewPurchase, pen: &mut Pen) -> [Option<Outgoing>; 2] {
+        let about = about(new.created_at, &new.input, &new.trace);
+        match self.book.start(new.id, Mode::Execute, &about, pen) {
+            Some(messages) => messages.outgoing(),
+            None => {
+                let envelope = start_message(new.id, Mode::Execute, &about, pen);
+                [None, Some(Outgoing { subject: ORCHESTRATOR, envelope, may_be_lost: false })]
+            }
+        }
+    }
 }
 
-/// Those of the rows that are new.
-fn new<'r>(rows: &'r [NewPurchase], is_new: &'r [bool]) -> impl Iterator<Item = &'r NewPurchase> {
-    rows.iter().zip(is_new).filter(|(_, is_new)| **is_new).map(|(row, _)| row)
+/// Those of the rows that are new, with their places.
+fn new<'r>(rows: &'r [NewPurchase], is_new: &'r [bool]) -> impl Iterator<Item = (usize, &'r NewPurchase)> {
+    rows.iter().enumerate().filter(|(place, _)| is_new[*place])
 }
 
 /// What each request is accepted as, and whether it is new. Requests of one batch may repeat each other.
@@ -313,22 +321,16 @@ pub(crate) fn repeated(key: &Key, earlier: &store::Earlier) -> Accepted {
     }
 }
 
-/// A saga's start. The same saga in the same mode is the same message, however often it is published.
-pub(crate) fn start_message(
-    id: u64,
-    mode: Mode,
-    started_at: UnixMillis,
-    input: &[u8],
-    trace: &str,
-    pen: &mut Pen,
-) -> Envelope {
-    let token = saga::Token { saga: id, mode, path: saga::Path::new() };
-    let about = About::new(PURCHASE_SAGA, PURCHASE_SAGA_VERSION, started_at, input, trace.as_bytes());
-    Envelope { id: start_id(id, mode), body: pen.start(&token, &about) }
+/// What a purchase's saga is about.
+pub(crate) fn about(created_at: UnixMillis, input: &[u8], trace: &str) -> About {
+    About::new(PURCHASE_SAGA, PURCHASE_SAGA_VERSION, created_at, input, trace.as_bytes())
 }
 
-fn start_id(id: u64, mode: Mode) -> EnvelopeId {
-    EnvelopeId::of(id, mode as u64)
+/// Word to an orchestrator that a saga is to be started. The same saga in the same mode is the same message, however often it is
+/// published.
+pub(crate) fn start_message(id: u64, mode: Mode, about: &About, pen: &mut Pen) -> Envelope {
+    let token = saga::Token { saga: id, mode, path: saga::Path::new() };
+    Envelope { id: EnvelopeId::of(id, mode as u64), body: pen.start(&token, about) }
 }
 
 pub(crate) fn millis(duration: Duration) -> u64 {

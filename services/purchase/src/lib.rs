@@ -1,7 +1,7 @@
 //! The purchase service: what was accepted, how far each saga is, its history.
 //!
-//! It owns the tables `purchase_*` and `customer_*` and the view `purchase` over them, and it is the initiator of the purchase saga: it publishes starts
-//! and hears of ends. Its parts:
+//! It owns the tables `purchase_*` and `customer_*` and the view `purchase` over them, and it is the initiator of the purchase saga: it starts each
+//! and hears of its end. Its parts:
 //!
 //! - `accept`: a cart is written down, which is the intent and the outbox in one; then its saga is started.
 //! - `results`: the end of a saga is written, then announced.
@@ -36,6 +36,7 @@ use axum::Router;
 use bus::Bus;
 use db::Db;
 use db::ids::{Ids, IdsError};
+use drive::Book;
 use live::Replicas;
 use serve::auth::Verifier;
 use serve::random::Random;
@@ -138,8 +139,10 @@ pub struct Parts {
     pub config: Config,
     /// Its database, opened with [`MIGRATIONS`].
     pub db: Db,
-    /// Where starts go to and reports come from.
+    /// Where what starts sagas goes to, and where reports come from.
     pub bus: Bus,
+    /// The sagas that are started here. Of others an orchestrator is told.
+    pub book: Book,
     /// How the replicas of the service hear of each other.
     pub feed: Feed,
     /// The time.
@@ -190,7 +193,7 @@ pub struct PurchaseService {
 /// # Errors
 /// See [`StartError`].
 pub async fn start(parts: Parts) -> Result<(PurchaseService, Vec<Task>), StartError> {
-    let Parts { config, db, bus, feed, clock, random, verifier, products, .. } = parts;
+    let Parts { config, db, bus, book, feed, clock, random, verifier, products, .. } = parts;
     let Parts { registry, metrics, spans, stop_streams, stop, .. } = parts;
     let ids = Ids::lease(db.clone(), clock.clone()).await?;
     let definition = Arc::new(purchase_saga());
@@ -259,6 +262,7 @@ pub async fn start(parts: Parts) -> Result<(PurchaseService, Vec<Task>), StartEr
         db: db.clone(),
         ids,
         bus: bus.clone(),
+        book,
         clock: clock.clone(),
         live: live.clone(),
         metrics: sagas.clone(),

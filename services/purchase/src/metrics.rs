@@ -80,6 +80,11 @@ impl SagaMetrics {
         self.0.accept.batch(requests);
     }
 
+    /// Counts the messages that start sagas.
+    pub(crate) fn accept(&self) -> &PubsubMetrics {
+        &self.0.accept
+    }
+
     pub(crate) fn started(&self, sagas: usize) {
         self.0.started.inc_by(sagas as u64);
     }

@@ -26,7 +26,7 @@ use tokio_util::sync::CancellationToken;
 use wire::messages::{self, Pen, encode_path};
 use wire::time::{Clock, UnixMillis};
 
-use crate::accept::{millis, start_message};
+use crate::accept::{about, millis, start_message};
 use crate::admission::Admission;
 use crate::live::{Live, Replicas};
 use crate::metrics::SagaMetrics;
@@ -280,7 +280,8 @@ impl Reconciler {
             tracing::debug!(purchase = due.id, trace = due.trace, ?mode, tries = due.tries, "replaying");
             traced.add(frame.len(), due.trace.as_bytes(), Cause::Span);
             let trace = traced.carry(frame.len()).unwrap_or(due.trace);
-            let start = start_message(due.id, mode, due.created_at, &due.input, &trace, &mut pen);
+            let about = about(due.created_at, &due.input, &trace);
+            let start = start_message(due.id, mode, &about, &mut pen);
             traced.calls_for(frame.len(), ORCHESTRATOR.0, start.id.number());
             frame.push(start);
         }
