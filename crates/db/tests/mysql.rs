@@ -121,6 +121,84 @@ async fn a_duplicate_is_believed_when_it_comes_twice() {
     assert_eq!(db.stats().reruns, 2);
 }
 
+fn insert_set(tx: &mut Tx<'_>, ids: &[u64]) -> Result<u64, Error> {
+    let mut set = Set::new();
+    for id in ids {
+        set.push(&[Value::from(*id)]);
+    }
+    tx.execute("{insert into item (id) from set(id INT) AS s values (s.id)}", &[Value::from(&set)])
+}
+
+fn count(tx: &mut Tx<'_>) -> Result<u64, Error> {
+    Ok(tx.query_opt("SELECT COUNT(*) FROM item", &[], |row| row.get(0))?.unwrap_or(0))
+}
+
+/// Inserts of sets are put off: they are sent with what follows them.
+#[tokio::test]
+async fn what_was_put_off_is_there_for_who_looks_and_fails_the_transaction() {
+    let at = TestDb::mariadb();
+    let db = at.open(ITEMS);
+    let seen = db.write(|tx| {
+        assert_eq!(insert_set(tx, &[1, 2])?, 2);
+        assert_eq!(insert_set(tx, &[3])?, 1);
+        count(tx)
+    });
+    assert_eq!(seen.await, Ok(3));
+
+    let taken = Error::Unique { columns: "item.id".into() };
+    // The closure does not hear of it: whoever waits does. As any duplicate it is believed when it comes twice.
+    let unheard = db.write(|tx| {
+        insert_set(tx, &[4])?;
+        insert_set(tx, &[3, 5])
+    });
+    assert_eq!(unheard.await, Err(taken.clone()));
+    assert_eq!(db.stats().reruns, 1);
+    // It hears of it with what it asks next.
+    let heard = db.write(|tx| {
+        insert_set(tx, &[4])?;
+        insert_set(tx, &[3])?;
+        insert_set(tx, &[5])?;
+        count(tx)
+    });
+    assert_eq!(heard.await, Err(taken.clone()));
+    // It may not care. What it has done before, and does after, is gone all the same.
+    let careless = db.write(|tx| {
+        tx.execute("INSERT INTO item (id) VALUES (6)", &[])?;
+        insert_set(tx, &[3])?;
+        assert!(count(tx).is_err());
+        assert!(count(tx).is_err(), "of a transaction that is spoiled nothing is told");
+        insert_set(tx, &[7])
+    });
+    assert_eq!(careless.await, Err(taken));
+    assert_eq!(ids(&db).await, [1, 2, 3]);
+}
+
+#[tokio::test]
+async fn what_was_put_off_finds_another_connection_when_the_idle_one_is_dead() {
+    let database = database();
+    let proxy = Arc::new(proxy(&database));
+    let db = Db::connect(Settings { writers: 1, readers: 1, ..through(&proxy, &database) }, ITEMS).unwrap();
+    insert(&db, 1).await.unwrap();
+    proxy.drop_connections();
+    assert_eq!(db.write(|tx| insert_set(tx, &[2, 3])).await, Ok(2));
+    assert_eq!(db.stats().reruns, 0);
+    assert_eq!(ids(&db).await, [1, 2, 3]);
+
+    // In the middle of a transaction it cannot.
+    let (breaker, mut runs) = (proxy.clone(), 0);
+    let again = db.write(move |tx| {
+        runs += 1;
+        count(tx)?;
+        insert_set(tx, &[4])?;
+        if runs == 1 {
+            breaker.drop_connections();
+        }
+        Ok::<_, Error>(runs)
+    });
+    assert_eq!(again.await, Ok(2));
+    assert_eq!(ids(&db).await, [1, 2, 3, 4]);
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn a_real_deadlock_ends_well_for_both() {
     let at = TestDb::mariadb();

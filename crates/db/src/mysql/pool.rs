@@ -130,8 +130,11 @@ enum Outcome {
     Again(Fault, &'static str),
     /// Nothing was written; another run would come to the same.
     Failed(Fault, &'static str),
-    /// Nothing was written. The closure ran into this duplicate key, and refused.
-    Duplicate(String),
+    /// Nothing was written. The transaction ran into this duplicate key, and its closure refused, or is to be told.
+    Duplicate {
+        message: String,
+        told: Option<Error>,
+    },
     Unknown,
 }
 
@@ -163,9 +166,9 @@ impl Writer {
                 }
                 // Another one may have written the row after the closure looked, and so it would be seen now. The same one twice is
                 // no coincidence.
-                Outcome::Duplicate(message) => {
+                Outcome::Duplicate { message, told } => {
                     if runs == MAX_RUNS || duplicate_before.as_ref() == Some(&message) {
-                        return Ok(());
+                        return told.map_or(Ok(()), Err);
                     }
                     duplicate_before = Some(message);
                 }
@@ -175,7 +178,8 @@ impl Writer {
     }
 
     fn run_once(&mut self, job: &mut dyn Job) -> Outcome {
-        let (keep, Ran { began, wrote, lost, duplicate }) = run(&mut self.session, job);
+        let (keep, ran) = run(&mut self.session, job);
+        let Ran { began, wrote, lost, duplicate, put_off, failed } = ran;
         if let Some((fault, statement)) = lost {
             return self.leave(fault, statement);
         }
@@ -183,15 +187,18 @@ impl Writer {
             if began {
                 self.session.roll_back();
             }
-            return duplicate.map_or(Outcome::Done, Outcome::Duplicate);
+            return duplicate.map_or(Outcome::Done, |message| Outcome::Duplicate { message, told: None });
         }
-        if !began {
+        if let Some((fault, statement)) = failed {
+            return self.leave(fault, statement);
+        }
+        if !began && put_off.is_empty() {
             return Outcome::Done;
         }
         let started = Instant::now();
-        let outcome = match self.session.commit(wrote) {
+        let outcome = match self.session.commit(began, wrote, &put_off) {
             Ok(()) => Outcome::Done,
-            Err(CommitFailed::NotWritten(fault)) => return self.leave(fault, "COMMIT"),
+            Err(CommitFailed::NotWritten(fault, statement)) => return self.leave(fault, statement),
             Err(CommitFailed::Unknown(mark)) => self.look_up(mark),
         };
         if let Outcome::Done = outcome {
@@ -219,7 +226,12 @@ impl Writer {
                 self.session.disconnect();
                 Outcome::Failed(fault, statement)
             }
-            Fault::Full | Fault::Duplicate { .. } | Fault::Statement { .. } => {
+            Fault::Duplicate { message } => {
+                self.session.roll_back();
+                let told = Some(self.session.duplicate(statement, message));
+                Outcome::Duplicate { message: message.clone(), told }
+            }
+            Fault::Full | Fault::Statement { .. } => {
                 self.session.roll_back();
                 Outcome::Failed(fault, statement)
             }
