@@ -4,13 +4,9 @@
 //! commit at the same time. READ COMMITTED: a statement sees what is committed when it begins, and what was read
 //! with `{for update}` stays as it is until the end. A closure of [`crate::Db::read`] sees one snapshot.
 //!
-//! An insert of a set is put off (`session.rs`): it is sent with what follows it in its transaction, at the latest before COMMIT. A lone
-//! transaction takes as long as its round trips, and nobody waits for such an insert's answer but to hear that it failed.
-//!
 //! What never happens here:
 //! - An error that says "nothing was written" about a transaction that may have been: an outcome that is not known is found
 //!   out (`outcome.rs`), and where it cannot be, it is [`Error::OutcomeUnknown`].
-//! - A commit after a statement that was put off has failed, whatever the closure makes of that.
 //! - A closure that goes on after its transaction is lost: each further statement of it fails with the same error, and
 //!   what it returns is not believed.
 //! - A duplicate key that is only one because somebody else committed since the closure looked: the closure is run again, and

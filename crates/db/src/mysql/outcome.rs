@@ -6,7 +6,7 @@
 //! holds that row, and the reader waits. Once the row can be read, the transaction is over: its number is there, or
 //! it was rolled back and never will be.
 //!
-//! What the transaction has put off is sent with the word. The word is answered before COMMIT is sent. Sent as one, both could wait in a buffer of the server, with no lock held yet, while the
+//! The word is answered before COMMIT is sent. Sent as one, both could wait in a buffer of the server, with no lock held yet, while the
 //! row is read.
 //!
 //! There is a row for each connection, not for each transaction, so the table stays small, its rows stay in memory, and nobody
@@ -34,8 +34,8 @@ pub(super) const TABLE: &str = "CREATE TABLE IF NOT EXISTS tx_outcome (
 /// A row is of no use to anybody so long after its connection's last transaction.
 const KEEP_SECONDS: u64 = 24 * 60 * 60;
 
-/// The name, in errors, of the statement that leaves word.
-pub(super) const LEAVE_WORD: &str = "INSERT INTO tx_outcome";
+pub(super) const LEAVE_WORD: &str = "INSERT INTO tx_outcome (slot, no, at) VALUES (?, ?, UNIX_TIMESTAMP())
+     ON DUPLICATE KEY UPDATE no = ?, at = UNIX_TIMESTAMP()";
 
 pub(super) const LOOK_UP: &str = "SELECT no FROM tx_outcome WHERE slot = ? FOR UPDATE";
 
@@ -66,13 +66,9 @@ impl Mark {
         self.number == number
     }
 
-    /// The statement that leaves word.
-    pub(super) fn word(self) -> String {
-        let Mark { slot, number } = self;
-        format!(
-            "INSERT INTO tx_outcome (slot, no, at) VALUES ({slot}, {number}, UNIX_TIMESTAMP()) \
-             ON DUPLICATE KEY UPDATE no = {number}, at = UNIX_TIMESTAMP()"
-        )
+    /// For [`LEAVE_WORD`].
+    pub(super) fn values(self) -> Vec<MysqlValue> {
+        vec![MysqlValue::Int(self.slot), MysqlValue::UInt(self.number), MysqlValue::UInt(self.number)]
     }
 
     /// For [`LOOK_UP`].

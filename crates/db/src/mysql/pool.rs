@@ -130,11 +130,8 @@ enum Outcome {
     Again(Fault, &'static str),
     /// Nothing was written; another run would come to the same.
     Failed(Fault, &'static str),
-    /// Nothing was written. The transaction ran into this duplicate key, and its closure refused, or is to be told.
-    Duplicate {
-        message: String,
-        told: Option<Error>,
-    },
+    /// Nothing was written. The closure ran into this duplicate key, and refused.
+    Duplicate(String),
     Unknown,
 }
 
@@ -166,9 +163,9 @@ impl Writer {
                 }
                 // Another one may have written the row after the closure looked, and so it would be seen now. The same one twice is
                 // no coincidence.
-                Outcome::Duplicate { message, told } => {
+                Outcome::Duplicate(message) => {
                     if runs == MAX_RUNS || duplicate_before.as_ref() == Some(&message) {
-                        return told.map_or(Ok(()), Err);
+                        return Ok(());
                     }
                     duplicate_before = Some(message);
                 }
@@ -178,8 +175,7 @@ impl Writer {
     }
 
     fn run_once(&mut self, job: &mut dyn Job) -> Outcome {
-        let (keep, ran) = run(&mut self.session, job);
-        let Ran { began, wrote, lost, duplicate, put_off, failed } = ran;
+        let (keep, Ran { began, wrote, lost, duplicate }) = run(&mut self.session, job);
         if let Some((fault, statement)) = lost {
             return self.leave(fault, statement);
         }
@@ -187,18 +183,15 @@ impl Writer {
             if began {
                 self.session.roll_back();
             }
-            return duplicate.map_or(Outcome::Done, |message| Outcome::Duplicate { message, told: None });
+            return duplicate.map_or(Outcome::Done, Outcome::Duplicate);
         }
-        if let Some((fault, statement)) = failed {
-            return self.leave(fault, statement);
-        }
-        if !began && put_off.is_empty() {
+        if !began {
             return Outcome::Done;
         }
         let started = Instant::now();
-        let outcome = match self.session.commit(began, wrote, &put_off) {
+        let outcome = match self.session.commit(wrote) {
             Ok(()) => Outcome::Done,
-            Err(CommitFailed::NotWritten(fault, statement)) => return self.leave(fault, statement),
+            Err(CommitFailed::NotWritten(fault)) => return self.leave(fault, "COMMIT"),
             Err(CommitFailed::Unknown(mark)) => self.look_up(mark),
         };
         if let Outcome::Done = outcome {
@@ -226,12 +219,7 @@ impl Writer {
                 self.session.disconnect();
                 Outcome::Failed(fault, statement)
             }
-            Fault::Duplicate { message } => {
-                self.session.roll_back();
-                let told = Some(self.session.duplicate(statement, message));
-                Outcome::Duplicate { message: message.clone(), told }
-            }
-            Fault::Full | Fault::Statement { .. } => {
+            Fault::Full | Fault::Duplicate { .. } | Fault::Statement { .. } => {
                 self.session.roll_back();
                 Outcome::Failed(fault, statement)
             }

@@ -23,12 +23,13 @@ pub(super) struct Session {
     live: Option<Live>,
 }
 
-/// A statement that is sent together with what follows it: nobody needs its answer to go on.
-pub(super) struct PutOff {
-    /// As its author wrote it, for errors.
-    sql: &'static str,
-    /// As the server gets it.
-    text: String,
+/// What is sent for a statement.
+#[derive(Clone)]
+enum Request {
+    /// These, for the `?` of its text.
+    Values(Vec<MysqlValue>),
+    /// A text in its place, whose rows nobody wants.
+    Written(String),
 }
 
 /// What there is once a connection is made.
@@ -38,13 +39,6 @@ struct Live {
     prepared: HashMap<(usize, usize), Statement>,
     /// Under which the transactions of this connection leave word that they were committed.
     mark: Mark,
-}
-
-/// Whether word is left of a transaction, see `outcome.rs`.
-#[derive(Clone, Copy)]
-enum Word {
-    Left,
-    None,
 }
 
 /// Why a statement failed.
@@ -64,8 +58,8 @@ impl From<MysqlError> for Failed {
 
 /// Why there was no commit.
 pub(super) enum CommitFailed {
-    /// Certainly none, because of this statement.
-    NotWritten(Fault, &'static str),
+    /// Certainly none.
+    NotWritten(Fault),
     /// The connection was lost between asking and hearing. Whether it was committed is known under this mark.
     Unknown(Mark),
 }
@@ -77,11 +71,6 @@ impl Session {
 
     pub(super) fn connector(&self) -> &Connector {
         &self.connector
-    }
-
-    /// The error for this duplicate key, of which the server said this.
-    pub(super) fn duplicate(&self, statement: &'static str, message: &str) -> Error {
-        Error::Unique { columns: self.uniques.columns(statement, key_name(message)) }
     }
 
     pub(super) fn is_connected(&self) -> bool {
@@ -100,13 +89,8 @@ impl Session {
         }
     }
 
-    /// Commits what was done, after what was put off. If anything was written, word is left of it.
-    pub(super) fn commit(
-        &mut self,
-        began: bool,
-        wrote: bool,
-        put_off: &[PutOff],
-    ) -> Result<(), CommitFailed> {
+    /// Commits, leaving word of it if something was written.
+    pub(super) fn commit(&mut self, wrote: bool) -> Result<(), CommitFailed> {
         if !wrote {
             // Nothing depends on it but locks, and they go with the connection.
             if self.end("COMMIT").is_err() {
@@ -114,13 +98,11 @@ impl Session {
             }
             return Ok(());
         }
-        let mark = self
-            .send_put_off(began, put_off, Word::Left)
-            .map_err(|(fault, statement)| CommitFailed::NotWritten(fault, statement))?;
+        let mark = self.leave_word().map_err(CommitFailed::NotWritten)?;
         match self.end("COMMIT") {
             Ok(()) => Ok(()),
             // The server says that it has rolled back instead.
-            Err(fault @ Fault::Conflict { .. }) => Err(CommitFailed::NotWritten(fault, "COMMIT")),
+            Err(fault @ Fault::Conflict { .. }) => Err(CommitFailed::NotWritten(fault)),
             Err(fault) => {
                 let address = self.connector.address();
                 tracing::warn!(address, ?fault, "the outcome of a transaction is unknown: looking it up");
@@ -137,65 +119,20 @@ impl Session {
             found = Some(row.get::<u64>(0)?);
             Ok(true)
         };
-        let asked = self.send(outcome::LOOK_UP, mark.slot_value(), &mut read);
+        let asked = self.send(outcome::LOOK_UP, Request::Values(mark.slot_value()), &mut read);
         asked.map_err(fault_of)?;
         self.roll_back();
         Ok(found.is_some_and(|number| mark.is(number)))
     }
 
-    /// Sends at once what was put off and, if that is wanted, the word. A connection that was idle may be dead: if nothing was done
-    /// on it in this transaction, it is sent again on a new one. In an error the fault, and the statement that it is of: none behind
-    /// that was run.
-    fn send_put_off(
-        &mut self,
-        began: bool,
-        put_off: &[PutOff],
-        word: Word,
-    ) -> Result<Mark, (Fault, &'static str)> {
-        if began && self.live.is_none() {
-            let fault = Fault::Lost { why: "the connection is closed".to_owned(), timed_out: false };
-            return Err((fault, outcome::LEAVE_WORD));
-        }
-        let may_be_dead = !began && self.live.is_some();
-        match self.try_put_off(put_off, word) {
-            Err((Fault::Lost { timed_out: false, .. }, _)) if may_be_dead => {
-                self.disconnect();
-                self.try_put_off(put_off, word)
-            }
-            sent => sent,
-        }
-    }
-
-    fn try_put_off(&mut self, put_off: &[PutOff], word: Word) -> Result<Mark, (Fault, &'static str)> {
-        let live = self.live().map_err(|fault| (fault, outcome::LEAVE_WORD))?;
-        let word = match word {
-            Word::Left => Some(PutOff { sql: outcome::LEAVE_WORD, text: live.mark.next().word() }),
-            Word::None => None,
+    fn leave_word(&mut self) -> Result<Mark, Fault> {
+        let Some(live) = &mut self.live else {
+            return Err(Fault::Lost { why: "the connection is closed".to_owned(), timed_out: false });
         };
-        let mut statements = put_off.iter().chain(&word);
-        let text = statements.clone().map(|one| one.text.as_str()).collect::<Vec<_>>().join(";");
-        let mut at = || statements.next().map_or(outcome::LEAVE_WORD, |one| one.sql);
-        let mut answers = live.conn.query_iter(text).map_err(|error| (Fault::of(&error), at()))?;
-        // An answer is read to its end before the next one comes. The server stops behind an error.
-        while let Some(mut answer) = answers.iter() {
-            let statement = at();
-            if let Some(Err(error)) = answer.find(Result::is_err) {
-                return Err((Fault::of(&error), statement));
-            }
-        }
-        Ok(live.mark)
-    }
-
-    /// The connection; made if there is none.
-    fn live(&mut self) -> Result<&mut Live, Fault> {
-        match &mut self.live {
-            Some(live) => Ok(live),
-            none => {
-                let made = self.connector.connect(self.role);
-                let conn = made.map_err(|refused| refused.fault)?;
-                Ok(none.insert(Live { conn, prepared: HashMap::new(), mark: Mark::new() }))
-            }
-        }
+        let mark = live.mark.next();
+        self.send(outcome::LEAVE_WORD, Request::Values(mark.values()), &mut |_| Ok(true))
+            .map_err(fault_of)?;
+        Ok(mark)
     }
 
     /// A statement that ends the transaction.
@@ -206,20 +143,33 @@ impl Session {
         }
     }
 
-    /// Sends a statement, with these for the `?` of its text, and gives its rows to `each`, until that says false.
+    /// Sends a statement and gives its rows to `each`, until that says false.
     fn send(
         &mut self,
         sql: &'static str,
-        values: Vec<MysqlValue>,
+        request: Request,
         each: &mut dyn FnMut(&Row<'_>) -> Result<bool, Error>,
     ) -> Result<u64, Failed> {
-        self.live().map_err(Failed::NotSent)?;
-        let Session { live: Some(live), statements, .. } = self else { unreachable!("it was just made") };
+        let live = match &mut self.live {
+            Some(live) => live,
+            none => {
+                let made = self.connector.connect(self.role);
+                let conn = made.map_err(|refused| Failed::NotSent(refused.fault))?;
+                none.insert(Live { conn, prepared: HashMap::new(), mark: Mark::new() })
+            }
+        };
+        let values = match request {
+            Request::Values(values) => values,
+            Request::Written(text) => {
+                live.conn.query_drop(text)?;
+                return Ok(live.conn.affected_rows());
+            }
+        };
         let key = (sql.as_ptr().addr(), sql.len());
         let statement = match live.prepared.get(&key) {
             Some(prepared) => prepared.clone(),
             None => {
-                let prepared = live.conn.prep(statements.text(sql))?;
+                let prepared = live.conn.prep(self.statements.text(sql))?;
                 live.prepared.insert(key, prepared.clone());
                 prepared
             }
@@ -260,10 +210,6 @@ pub(super) struct Ran {
     pub(super) lost: Option<(Fault, &'static str)>,
     /// What the server said of the last duplicate key.
     pub(super) duplicate: Option<String>,
-    /// Statements that are still to be sent.
-    pub(super) put_off: Vec<PutOff>,
-    /// A statement that was put off has failed, with this fault: whatever the closure makes of it, nothing is committed.
-    pub(super) failed: Option<(Fault, &'static str)>,
 }
 
 impl<'c> MysqlTx<'c> {
@@ -298,17 +244,14 @@ impl<'c> MysqlTx<'c> {
         each: &mut dyn FnMut(&Row<'_>) -> Result<bool, Error>,
     ) -> Result<u64, Error> {
         let [Value::Set(set), others @ ..] = params else {
-            return self.run(sql, values(None, params), writes, each);
+            return self.run(sql, Request::Values(values(None, params)), writes, each);
         };
         let full_bytes = self.session.connector.set_bytes();
         if let Some(insert) = self.session.statements.insert(sql) {
             // A bug of the statement's author, found at its first use.
             assert!(others.is_empty(), "a statement that inserts a set takes nothing else: {sql}");
-            let texts: Vec<String> = insert.texts(set, full_bytes).collect();
-            for text in texts {
-                self.put_off(PutOff { sql, text }, full_bytes)?;
-            }
-            return Ok(set.len() as u64);
+            let texts = insert.texts(set, full_bytes);
+            return texts.map(|text| self.run(sql, Request::Written(text), writes, each)).sum();
         }
         let (mut changed, mut go_on) = (0, true);
         for text in json::texts(set, full_bytes) {
@@ -316,7 +259,7 @@ impl<'c> MysqlTx<'c> {
                 go_on = each(row)?;
                 Ok(go_on)
             };
-            changed += self.run(sql, values(Some(text), others), writes, &mut tell)?;
+            changed += self.run(sql, Request::Values(values(Some(text), others)), writes, &mut tell)?;
             if !go_on {
                 break;
             }
@@ -324,61 +267,31 @@ impl<'c> MysqlTx<'c> {
         Ok(changed)
     }
 
-    /// An insert of a set goes with what is sent next, at the latest with the word before the commit: a lone transaction takes
-    /// as long as its round trips. So it fails later, too; then the transaction can only be rolled back.
-    fn put_off(&mut self, statement: PutOff, full_bytes: usize) -> Result<(), Error> {
-        let waiting: usize = self.ran.put_off.iter().map(|one| one.text.len()).sum();
-        if waiting + statement.text.len() > full_bytes {
-            self.send_put_off()?;
-        }
-        self.ran.wrote = true;
-        self.ran.put_off.push(statement);
-        Ok(())
-    }
-
-    fn send_put_off(&mut self) -> Result<(), Error> {
-        if let Some((fault, statement)) = self.ran.lost.as_ref().or(self.ran.failed.as_ref()) {
-            return Err(fault.clone().error(statement, self.session.connector.address()));
-        }
-        let put_off = std::mem::take(&mut self.ran.put_off);
-        if put_off.is_empty() {
-            return Ok(());
-        }
-        match self.session.send_put_off(self.ran.began, &put_off, Word::None) {
-            Ok(_) => {
-                self.ran.began = true;
-                Ok(())
-            }
-            Err((fault, statement)) => {
-                self.ran.failed = Some((fault.clone(), statement));
-                Err(self.note(fault, statement))
-            }
-        }
-    }
-
     fn run(
         &mut self,
         sql: &'static str,
-        values: Vec<MysqlValue>,
+        request: Request,
         writes: bool,
         each: &mut dyn FnMut(&Row<'_>) -> Result<bool, Error>,
     ) -> Result<u64, Error> {
-        self.send_put_off()?;
+        if let Some((fault, statement)) = &self.ran.lost {
+            return Err(fault.clone().error(statement, self.session.connector.address()));
+        }
         self.ran.wrote |= writes;
         // A connection that was idle may be dead. If nothing was done on it in this transaction, the statement is sent again on
         // a new one, unless rows of it have come already.
-        let spare = (!self.ran.began && self.session.live.is_some()).then(|| values.clone());
+        let spare = (!self.ran.began && self.session.live.is_some()).then(|| request.clone());
         let mut rows_came = false;
         let mut tell = |row: &Row<'_>| {
             rows_came = true;
             each(row)
         };
-        let mut sent = self.session.send(sql, values, &mut tell);
-        if let (Err(Failed::Fault(Fault::Lost { timed_out: false, .. })), Some(values), false) =
+        let mut sent = self.session.send(sql, request, &mut tell);
+        if let (Err(Failed::Fault(Fault::Lost { timed_out: false, .. })), Some(request), false) =
             (&sent, spare, rows_came)
         {
             self.session.disconnect();
-            sent = self.session.send(sql, values, each);
+            sent = self.session.send(sql, request, each);
         }
         match sent {
             Ok(changed) => {
@@ -402,7 +315,8 @@ impl<'c> MysqlTx<'c> {
             Fault::Duplicate { message } => {
                 self.ran.began = true;
                 self.ran.duplicate = Some(message.clone());
-                return self.session.duplicate(statement, message);
+                let columns = self.session.uniques.columns(statement, key_name(message));
+                return Error::Unique { columns };
             }
             Fault::Statement { .. } => self.ran.began = true,
         }
