@@ -128,8 +128,8 @@ pub(crate) const MUTANTS: &[Mutant] = &[
     Mutant {
         name: "refused-frame-is-acknowledged",
         file: "crates/drive/src/frames.rs",
-        find: ".map(|place| (place, bounds.retry(deliveries[place].count)))",
-        replace: ".map(|place| (place, Verdict::Ack))",
+        find: "verdicts[place] = self.retry(deliveries[place].count);",
+        replace: "verdicts[place] = Verdict::Ack;",
         test: &["test", "--package", "e2e", "--test", "engine", "a_refused_frame"],
         why: "a message is acknowledged although a part of what it calls for was never sent",
     },
@@ -144,10 +144,18 @@ pub(crate) const MUTANTS: &[Mutant] = &[
     Mutant {
         name: "known-saga-is-left-to-others",
         file: "crates/drive/src/plan.rs",
-        find: "let known = self.find(about)?;",
-        replace: "let known = self.find(about).filter(|_| token.saga == 0)?;",
+        find: "let known = self.find(about)?;\n        let carried",
+        replace: "let known = self.find(about).filter(|_| token.saga == 0)?;\n        let carried",
         test: &["test", "--package", "participant", "--test", "runner", "driven_on"],
         why: "each step of a purchase takes two ways over the bus more",
+    },
+    Mutant {
+        name: "known-saga-is-started-by-others",
+        file: "crates/drive/src/plan.rs",
+        find: "let known = self.find(about)?;\n        Some((known.begin)",
+        replace: "let known = self.find(about).filter(|_| saga == 0)?;\n        Some((known.begin)",
+        test: &["test", "--package", "sagaline", "--test", "trace"],
+        why: "each purchase takes one way over the bus more",
     },
     Mutant {
         name: "undecodable-command-comes-for-ever",
@@ -178,7 +186,8 @@ pub(crate) const MUTANTS: &[Mutant] = &[
         name: "started-before-it-is-accepted",
         file: "services/purchase/src/accept.rs",
         find: "        let mut reruns = 0;\n",
-        replace: "        self.begin(after, &wanted.iter().collect::<Vec<_>>()).await;\n        \
+        replace: "        let (all, mut traced) = (vec![true; wanted.len()], self.spans.handle(wanted.len()));\n        \
+                  self.begin(after, &wanted, &all, &mut traced).await;\n        \
                   let mut reruns = 0;\n",
         test: &["test", "--package", "e2e", "--test", "flow", "nothing_is_started_before_it_is_accepted"],
         why: "a purchase that is not durable, and may be rolled back, reserves stock",
@@ -302,7 +311,7 @@ pub(crate) const MUTANTS: &[Mutant] = &[
     Mutant {
         name: "full-queues-block-each-other",
         file: "crates/drive/src/frames.rs",
-        find: "deliveries[*place].count < bounds.drop_after_deliveries);",
+        find: "deliveries[*place].count < self.drop_after_deliveries);",
         replace: "deliveries[*place].count < u32::MAX);",
         test: &["test", "--package", "e2e", "--test", "flow", "full_of_each_other"],
         why: "two queues that are full of each other's answers stand still until the process is restarted",

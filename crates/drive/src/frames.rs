@@ -59,7 +59,7 @@ impl Bounds {
 /// The messages that a batch calls for.
 pub struct Frames {
     frames: Vec<Frame>,
-    /// How many they are called for by.
+    /// How many call for them.
     batch: usize,
     /// A message's size at most.
     limit_bytes: usize,
@@ -125,7 +125,7 @@ impl Frames {
             let frame = match self.frames.iter().position(|frame| frame.subject == subject) {
                 Some(at) => &mut self.frames[at],
                 None => {
-                    let room = self.batch - place;
+                    let room = self.batch.saturating_sub(place);
                     let (envelopes, causes) = (Vec::with_capacity(room), Vec::with_capacity(room));
                     self.frames.push(Frame { subject, envelopes, causes });
                     self.frames.last_mut().expect("a frame was pushed")

@@ -1,4 +1,5 @@
-//! The orchestrator: starts sagas, drives those on whose participants do not know them, and keeps nothing in between.
+//! The orchestrator: takes up again what was left open, drives the sagas that those who would do it themselves do not know, and keeps
+//! nothing in between.
 //!
 //! A loop around the engine: take what is waiting, ask the [`Book`] what each message calls for, publish all of it,
 //! acknowledge. Any replica can take any message of any saga. When one dies, its batch is delivered again, and what it had published

@@ -1,7 +1,7 @@
 //! The purchase service: what was accepted, how far each saga is, its history.
 //!
-//! It owns the tables `purchase_*` and `customer_*` and the view `purchase` over them, and it is the initiator of the purchase saga: it starts each
-//! and hears of its end. Its parts:
+//! It owns the tables `purchase_*` and `customer_*` and the view `purchase` over them, and it is the initiator of the purchase saga: it
+//! starts each and hears of its end. Its parts:
 //!
 //! - `accept`: a cart is written down, which is the intent and the outbox in one; then its saga is started.
 //! - `results`: the end of a saga is written, then announced.

@@ -1,6 +1,6 @@
 //! The encoding of the messages, by hand on the primitives of `prost`.
 //!
-//! A purchase is seven messages. Structs with derived codecs would be filled, measured and copied for each of them, and cost more
+//! A purchase is six messages. Structs with derived codecs would be filled, measured and copied for each of them, and cost more
 //! than all else that an orchestrator does. Here a message is written from the engine's own types into one buffer, and read into
 //! them; what is only handed on is a slice of the buffer that it came in. `tests/derived.rs` holds this against
 //! structs with derived codecs, and `proto/saga.proto` against both.
