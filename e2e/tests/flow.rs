@@ -11,7 +11,7 @@ use bus::Limits;
 use e2e::{Books, Drivers, Event, LIMIT, Part, Settings, Shop, Wiring, check_events};
 use http::Method;
 use serde_json::{Value, json};
-use shop::purchase::{INVENTORY_COMMANDS, ORCHESTRATOR, ORDER_COMMANDS, PAYMENT_COMMANDS, PURCHASE_PROGRESS};
+use shop::purchase::{INVENTORY_COMMANDS, ORDER_COMMANDS, PAYMENT_COMMANDS, PURCHASE_PROGRESS};
 use testkit::until;
 use tokio::task::JoinSet;
 
@@ -423,7 +423,7 @@ async fn nothing_is_started_before_it_is_accepted() {
     let shop = Shop::open(Settings { replicas: 0, ..Settings::default() }).await;
     let shelf = Shelf::fill(&shop).await;
     let (api, customer) = (shop.api(), shop.customer(7));
-    let started = async || shop.bus().depth(ORCHESTRATOR).await.unwrap().held();
+    let started = async || shop.bus().depth(INVENTORY_COMMANDS).await.unwrap().held();
     let writes = shop.hold_purchase_writes().await;
     let buying = tokio::spawn({
         let (api, customer, cart) = (api.clone(), customer.clone(), [(shelf.plenty, 1)]);
@@ -668,7 +668,7 @@ async fn what_the_bus_did_not_take_is_started_later_and_replays_do_not_feed_an_o
     }
     drop(api);
     until("what fits is started", LIMIT, async || {
-        shop.bus().depth(ORCHESTRATOR).await.unwrap().held() == QUEUE
+        shop.bus().depth(INVENTORY_COMMANDS).await.unwrap().held() == QUEUE
     })
     .await;
     // All are due, long since; the queue is full.
