@@ -27,7 +27,7 @@ pub struct Gathering {
 
 impl Gathering {
     /// In memory a batch costs little more than its fsync: 2 to 16 ms, from 8,000 envelopes a second on. (8 ms at most made a tenth less of
-    /// the purchases at the peak; 16 ms at least made two thirds of those of 512 buyers who wait for the end.)
+    /// the purchases at the peak; 16 ms at least made little more than half of those of 512 buyers who wait for the end.)
     pub const IN_MEMORY: Gathering =
         Gathering { at_most: Duration::from_millis(16), worth_envelopes: 128, shrinks_to: 8 };
 
