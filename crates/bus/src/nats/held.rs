@@ -227,8 +227,9 @@ impl Held {
         self.tended.notify_one();
     }
 
-    /// From now on nothing is delivered. What is ready goes back to the servers, as soon as nothing else of its frame is in hand.
-    pub(super) fn close(&self) -> Vec<Told> {
+    /// From now on nothing is delivered. What is ready is among what was [returned](Held::returned), as soon as nothing else of its frame
+    /// is in hand.
+    pub(super) fn close(&self) {
         let mut state = self.state();
         state.closed = true;
         let ready = mem::take(&mut state.ready);
@@ -237,11 +238,11 @@ impl Held {
             let share = Share { frame: part.frame, envelopes: part.deliveries.len(), whole: false };
             state.settle(Settled { back: part.deliveries, ..Settled::ended(share) })
         });
-        let told = told.collect();
+        let told: Vec<Told> = told.collect();
+        state.untold.extend(told);
         drop(state);
         self.waiting.notify_one();
         self.tended.notify_one();
-        told
     }
 
     pub(super) fn is_closed(&self) -> bool {
@@ -572,7 +573,8 @@ mod tests {
     fn a_close_gives_back_what_is_ready_and_the_rest_when_it_is_settled() {
         let held = held(&[2, 1, 1]);
         let (begun, dropped) = (take(&held, 1).expect("four"), take(&held, 2).expect("three"));
-        assert_eq!(held.close(), [told(2, Some(Duration::ZERO))]);
+        held.close();
+        assert_eq!(held.returned(SOON, Instant::now()), [told(2, Some(Duration::ZERO))]);
         assert!(take(&held, 1).is_none());
         assert_eq!(held.push(message(9), deliveries(9..10), Instant::now()), None);
         held.give_back(dropped);

@@ -191,7 +191,7 @@ impl Nats {
         shared.is_closed.store(true, Ordering::Relaxed);
         shared.in_doubt.notify_one();
         for queue in shared.queues.values() {
-            shared.tell(queue.held.close()).await;
+            queue.held.close();
         }
         let pulled = shared.queues.values().filter(|queue| queue.is_pulled.load(Ordering::Relaxed));
         let drained = join_all(pulled.map(|queue| async {

@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use async_nats::jetstream::{self, AckKind};
 use async_nats::{Message, StatusCode, Subscriber};
-use futures_util::StreamExt;
+use futures_util::{FutureExt, StreamExt};
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until, timeout_at};
 
 use super::Shared;
@@ -56,6 +56,8 @@ pub(super) async fn run(shared: Arc<Shared>, queue: Arc<Queue>) {
         pause: PAUSE_MIN,
     };
     puller.pull(messages).await;
+    // Only now, or what goes back would be delivered to this process again.
+    puller.tend().await;
     puller.queue.drained.send_replace(true);
     // What is in hand still can be settled, and is not to be delivered to others until then.
     let mut tending = puller.tending();
@@ -144,7 +146,7 @@ impl Puller {
             REQUEST_FOR.as_nanos(),
             HEARTBEAT.as_nanos()
         );
-        let address = format!("$JS.API.CONSUMER.MSG.NEXT.{}.{consumer}", self.queue.plan.name());
+        let address = self.address(consumer);
         let asking = self.shared.link.client.publish_with_reply(address, self.inbox.clone(), request.into());
         if timeout_at(now + SILENCE, asking).await.is_ok_and(|asked| asked.is_ok()) {
             if self.asked == 0 {
@@ -246,17 +248,54 @@ impl Puller {
         }
     }
 
-    /// Gives back what comes although nothing is wanted any more.
-    async fn drain(&self, mut messages: Subscriber) {
+    /// Ends the requests that still wait, and gives back what they bring although nothing is wanted any more.
+    ///
+    /// The servers end a request when its inbox has no subscriber any more, and what they sent before they knew is lost until
+    /// `ack_wait` is over. So what is under way is waited for first, and whatever goes back does so behind the end of the subscription.
+    async fn drain(&mut self, mut messages: Subscriber) {
         let deadline = Instant::now() + SILENCE;
-        if !self.shared.link.is_up() || messages.drain().await.is_err() {
+        if !self.shared.link.is_up() {
             return;
         }
-        while let Ok(Some(message)) = timeout_at(deadline, messages.next()).await {
-            if let (None, Some(reply)) = (message.status, message.reply) {
-                self.shared.link.tell(reply, AckKind::Nak(None)).await;
+        let mut late = Vec::new();
+        let mut keep = |message: Message, asked: &mut usize| {
+            if message.status.is_none() {
+                *asked = asked.saturating_sub(1);
+                late.extend(message.reply);
+            }
+        };
+        while self.asked > 0
+            && let Some(answer) = self.ask_at_once(deadline).await
+        {
+            let more = answer.status.is_none();
+            keep(answer, &mut 0);
+            while let Some(Some(message)) = messages.next().now_or_never() {
+                keep(message, &mut self.asked);
+            }
+            if !more {
+                break;
             }
         }
+        if messages.drain().await.is_ok() {
+            while let Ok(Some(message)) = timeout_at(deadline, messages.next()).await {
+                keep(message, &mut self.asked);
+            }
+        }
+        for message in late {
+            self.shared.link.tell(message, AckKind::Nak(None)).await;
+        }
+    }
+
+    /// Asks for one frame that is there already. The answer, a frame or that there is none, comes behind all that was sent before.
+    async fn ask_at_once(&self, deadline: Instant) -> Option<Message> {
+        let address = self.address(self.consumer.as_deref()?);
+        let asking = self.shared.link.client.request(address, r#"{"batch":1,"no_wait":true}"#.into());
+        timeout_at(deadline, asking).await.ok()?.ok()
+    }
+
+    /// Where frames are asked for.
+    fn address(&self, consumer: &str) -> String {
+        format!("$JS.API.CONSUMER.MSG.NEXT.{}.{consumer}", self.queue.plan.name())
     }
 }
 

@@ -99,6 +99,8 @@ async fn what_a_closed_one_has_not_begun_goes_to_another_at_once() {
     let mut successor = other.subscribe(WORK);
     let batch = take(&mut successor).await;
     assert_eq!(numbers(&batch), (3..6).collect());
+    // Not in between to the closed one, for whose request it would have been lost until `ack_wait` is over.
+    assert!(batch.deliveries().iter().all(|delivery| delivery.count == 2), "{batch:?}");
     batch.ack_all().await.unwrap();
     assert_nothing_comes(&mut successor).await;
     // The rest of the frame that was begun is free when what was in hand is settled.
