@@ -71,7 +71,7 @@ pub(crate) struct Bench {
     /// The workspace.
     pub(crate) root: PathBuf,
     /// Where records are kept.
-    pub(crate) results: PathBuf,
+    pub(crate) records: PathBuf,
     /// Where shops have their data.
     pub(crate) work: PathBuf,
     pub(crate) pace: Pace,
@@ -102,7 +102,7 @@ impl Bench {
     /// # Errors
     /// When it has not.
     pub(crate) fn peak(&self) -> Result<f64, Error> {
-        let record = Record::load(&self.results, "purchase")?;
+        let record = Record::load(&self.records, "purchase")?;
         let figure = record.as_ref().and_then(|record| record.figure(PEAK));
         let peak = figure.and_then(|figure| figure.value());
         Ok(peak.ok_or("the peak rate is not known yet: run the scenario `purchase` first")?)

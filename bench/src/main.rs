@@ -1,8 +1,8 @@
 //! `bench`: measures the shop beside the bare server, and writes `docs/performance.md`. `cargo xtask bench` builds
 //! what it needs and calls it.
 //!
-//! A scenario leaves a record in `target/bench`; the page is made of the records that are there, so one scenario can be
-//! repeated alone. What never happens: a figure in the page that no record holds; a quick try in the page; an
+//! A scenario leaves a record in `docs/performance`, which belongs to the repository as the page does; the page is made of the records
+//! that are there, so one scenario can be repeated alone, on any machine. What never happens: a figure in the page that no record holds; a quick try in the page; an
 //! assertion on a time.
 
 #![allow(clippy::print_stderr, reason = "a program for a developer's terminal")]
@@ -105,7 +105,7 @@ async fn run(arguments: &Arguments) -> Result<(), Error> {
         bare: built.join("bare"),
         root: root.to_owned(),
         work: results.join("work"),
-        results,
+        records: if arguments.quick { results } else { root.join("docs/performance") },
         pace: if arguments.quick { Pace::QUICK } else { Pace::FULL },
     };
     // What a run before has left that was killed.
@@ -113,13 +113,13 @@ async fn run(arguments: &Arguments) -> Result<(), Error> {
         std::fs::remove_dir_all(&bench.work)?;
     }
     std::fs::create_dir_all(&bench.work)?;
-    let taken = Taken { date: machine::date(Clock::system().now()), commit: commit(root)? };
+    let taken = Taken { date: machine::date(Clock::system().now()), commit: commit(root)?, machine };
     let mut failed = Vec::new();
     for scenario in arguments.chosen() {
         let (name, begun) = (scenario.name(), Instant::now());
         eprintln!("bench: {name}: {}", scenario.title());
         match scenario.run(&bench).await {
-            Ok(findings) => Record::new(taken.clone(), findings).save(&bench.results, name)?,
+            Ok(findings) => Record::new(taken.clone(), findings).save(&bench.records, name)?,
             Err(error) => {
                 eprintln!("bench: {name} failed: {error}");
                 failed.push(name);
@@ -127,19 +127,19 @@ async fn run(arguments: &Arguments) -> Result<(), Error> {
         }
         eprintln!("bench: {name}: {:.0} s", begun.elapsed().as_secs_f64());
     }
-    write_page(&bench, &machine, arguments.quick)?;
+    write_page(&bench, arguments.quick)?;
     if failed.is_empty() { Ok(()) } else { Err(format!("failed: {}", failed.join(", ")).into()) }
 }
 
-fn write_page(bench: &Bench, machine: &Machine, quick: bool) -> Result<(), Error> {
-    let load = |scenario: Scenario| Ok((scenario, Record::load(&bench.results, scenario.name())?));
+fn write_page(bench: &Bench, quick: bool) -> Result<(), Error> {
+    let load = |scenario: Scenario| Ok((scenario, Record::load(&bench.records, scenario.name())?));
     let records: Vec<_> = Scenario::ALL.into_iter().map(load).collect::<Result<_, std::io::Error>>()?;
     let path: PathBuf =
-        if quick { bench.results.join("performance.md") } else { bench.root.join("docs/performance.md") };
+        if quick { bench.records.join("performance.md") } else { bench.root.join("docs/performance.md") };
     if let Some(dir) = path.parent() {
         std::fs::create_dir_all(dir)?;
     }
-    std::fs::write(&path, report::page(machine, &records, &SHOP_SETTINGS))?;
+    std::fs::write(&path, report::page(&records, &SHOP_SETTINGS))?;
     eprintln!("bench: {}", path.display());
     Ok(())
 }
@@ -150,8 +150,9 @@ fn commit(root: &Path) -> Result<String, Error> {
         let output = Command::new("git").args(arguments).current_dir(root).output()?;
         Ok::<_, Error>(String::from_utf8_lossy(&output.stdout).trim().to_owned())
     };
-    // The page itself is written by the run before.
-    let changes = git(&["status", "--porcelain", "--", ".", ":!docs/performance.md"])?;
+    // The page itself and the records are written by the run before.
+    let written = [":!docs/performance.md", ":!docs/performance"];
+    let changes = git(&[&["status", "--porcelain", "--", "."], &written[..]].concat())?;
     let commit = git(&["rev-parse", "--short=10", "HEAD"])?;
     Ok(if changes.is_empty() { commit } else { format!("{commit}+changes") })
 }

@@ -35,7 +35,7 @@ struct Estimate {
 
 /// Runs them all.
 pub(crate) async fn parts(bench: &Bench) -> Result<Findings, Error> {
-    let home = bench.results.join("criterion");
+    let home = bench.work.join("criterion");
     if home.exists() {
         std::fs::remove_dir_all(&home)?;
     }

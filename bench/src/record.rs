@@ -6,6 +6,8 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+use crate::machine::Machine;
+
 /// What a figure counts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -103,13 +105,14 @@ pub(crate) struct Series {
     pub(crate) rows: Vec<Vec<f64>>,
 }
 
-/// When and of what a measurement was taken.
+/// When, of what and where a measurement was taken.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Taken {
     /// The day, as 2026-01-31, UTC.
     pub(crate) date: String,
     /// The commit; `+changes` if the tree was another one.
     pub(crate) commit: String,
+    pub(crate) machine: Machine,
 }
 
 /// All that one measurement leaves.
@@ -162,7 +165,7 @@ impl Record {
     /// When it cannot be written.
     pub(crate) fn save(&self, dir: &Path, name: &str) -> io::Result<()> {
         fs::create_dir_all(dir)?;
-        fs::write(file(dir, name), serde_json::to_vec_pretty(self)?)
+        fs::write(file(dir, name), serde_json::to_string_pretty(self)? + "\n")
     }
 }
 

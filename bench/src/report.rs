@@ -3,16 +3,12 @@
 use std::fmt::Write as _;
 
 use crate::machine::Machine;
-use crate::record::{Asked, Figure, Record, Series, Unit, median};
+use crate::record::{Asked, Figure, Record, Series, Taken, Unit, median};
 use crate::scenario::Scenario;
 
 /// Renders the page. `settings` are those of the measured shop that differ from the defaults, with their reasons.
-pub(crate) fn page(
-    machine: &Machine,
-    records: &[(Scenario, Option<Record>)],
-    settings: &[(&str, &str, &str)],
-) -> String {
-    let mut page = format!("{HEAD}\n{}\n", on(machine));
+pub(crate) fn page(records: &[(Scenario, Option<Record>)], settings: &[(&str, &str, &str)]) -> String {
+    let mut page = format!("{HEAD}\n");
     page += "The measured shop runs with its defaults, except:\n\n| setting | value | why |\n|---|---|---|\n";
     for (name, value, why) in settings {
         page += &format!("| `{name}` | `{value}` | {why} |\n");
@@ -50,7 +46,7 @@ cargo xtask bench --quick        # whether it works: figures that mean nothing, 
 cargo xtask bench --render       # measures nothing, writes this page again
 ```
 
-The raw results are in `target/bench`, one file a scenario. Load generator, shop and bare server share one machine, over
+The raw results are in `docs/performance`, one file a scenario. Load generator, shop and bare server share one machine, over
 loopback. The databases are on the disk of the target directory, durable at each commit (`synchronous=FULL`).
 
 **Ratios compare, rates do not.** A machine is noisy, above all one that is shared: a figure is the median of its runs,
@@ -61,11 +57,11 @@ The bare server (`bench/src/bin/bare.rs`) is the same HTTP stack without a shop:
 It checks no token, reads no price, stores nothing.
 ";
 
-fn on(machine: &Machine) -> String {
+fn machine_text(machine: &Machine) -> String {
     let Machine { processor, processors, memory_bytes, kernel, file_system } = machine;
     let memory = quantity(*memory_bytes as f64, Unit::Bytes);
     format!(
-        "Machine: {processors} processors ({processor}), {memory} of memory, Linux {kernel}, data on {file_system}.\n"
+        "{processors} processors ({processor}), {memory} of memory, Linux {kernel}, data on {file_system}"
     )
 }
 
@@ -92,9 +88,10 @@ fn asked_text(asked: Asked, unit: Unit) -> String {
 }
 
 fn section(scenario: Scenario, record: &Record) -> String {
-    let taken = &record.taken;
+    let Taken { date, commit, machine } = &record.taken;
+    let machine = machine_text(machine);
     let mut text =
-        format!("{}, commit {}; `cargo xtask bench {}`.\n\n", taken.date, taken.commit, scenario.name());
+        format!("{date}, commit {commit}, {machine}; `cargo xtask bench {}`.\n\n", scenario.name());
     text += "| | measured | runs | beside | ratio |\n|---|---:|---:|---:|---:|\n";
     for figure in &record.figures {
         let shown = |value: Option<f64>| value.map(|value| quantity(value, figure.unit)).unwrap_or_default();
@@ -185,10 +182,11 @@ fn digits(value: f64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::record::{Findings, Taken};
+    use crate::record::Findings;
 
     fn record(findings: Findings) -> Record {
-        Record::new(Taken { date: "2026-01-31".to_owned(), commit: "abc1234".to_owned() }, findings)
+        let machine = Machine { processors: 2, processor: "X".to_owned(), ..Machine::default() };
+        Record::new(Taken { date: "2026-01-31".to_owned(), commit: "abc1234".to_owned(), machine }, findings)
     }
 
     #[test]
@@ -212,7 +210,7 @@ mod tests {
     #[test]
     fn what_is_not_run_is_said_so() {
         let records = Scenario::ALL.map(|scenario| (scenario, None));
-        let page = page(&Machine::default(), &records, &[]);
+        let page = page(&records, &[]);
         for scenario in Scenario::ALL {
             assert!(page.contains(&format!("| {} | | not run | |", scenario.title())));
             assert!(page.contains(&format!("Not run: `cargo xtask bench {}`.", scenario.name())));
@@ -239,19 +237,14 @@ mod tests {
             }),
             ..Findings::default()
         };
-        let page = page(
-            &Machine { processors: 2, processor: "X".to_owned(), ..Machine::default() },
-            &[(Scenario::Purchase, Some(record(findings)))],
-            &[("A", "1", "because")],
-        );
+        let page = page(&[(Scenario::Purchase, Some(record(findings)))], &[("A", "1", "because")]);
         for line in [
-            "Machine: 2 processors (X), 0 B of memory, Linux , data on .",
             "| `A` | `1` | because |",
             "| purchase: sold | at least 0.50 | 0.60 | met |",
             "| purchase: sold | at least 0.70 | 0.50 | **missed** |",
             "| purchase: sold | at least 0.50 |  | not known |",
             "| purchase: time | at most 3 ms | 4 ms | **missed** |",
-            "2026-01-31, commit abc1234; `cargo xtask bench purchase`.",
+            "2026-01-31, commit abc1234, 2 processors (X), 0 B of memory, Linux , data on ; `cargo xtask bench purchase`.",
             "| sold | 60/s | 50/s to 70/s | 100/s | 0.60 |",
             "| size | 2 KiB |  |  |  |",
             "A note.",
