@@ -95,9 +95,9 @@ async fn latencies(
 pub(crate) async fn steady(bench: &Bench) -> Result<Findings, Error> {
     let rate = bench.peak()? / 2.0;
     let shop = bench.shop("steady").await?;
-    let file = bench.work.join("steady.ndjson");
+    const FILE: &str = "steady.ndjson";
     let load = bench.load_for(&shop.server.base, bench.pace.steady).with(&open_loop(rate, CONNECTIONS));
-    let load = load.series(&file);
+    let load = load.series(&bench.work, FILE);
     let finish = load.start()?.finish();
     tokio::pin!(finish);
     let begun = Instant::now();
@@ -114,7 +114,7 @@ pub(crate) async fn steady(bench: &Bench) -> Result<Findings, Error> {
             }
         }
     };
-    let latencies = intervals(&std::fs::read_to_string(&file)?)?;
+    let latencies = intervals(&std::fs::read_to_string(bench.work.join(FILE))?)?;
     for row in &mut seen {
         // The load's second that is closest to this look.
         let closest = latencies.iter().min_by(|a, b| (a[0] - row[0]).abs().total_cmp(&(b[0] - row[0]).abs()));

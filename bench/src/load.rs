@@ -30,9 +30,9 @@ impl Load {
         self
     }
 
-    /// With a line a second in this file.
-    pub(crate) fn series(mut self, file: &Path) -> Load {
-        self.command.arg("--series").arg(file);
+    /// With a line a second in this file of that folder, where it runs: what it was called with is in the record, folders are not.
+    pub(crate) fn series(mut self, folder: &Path, file: &str) -> Load {
+        self.command.current_dir(folder).arg("--series").arg(file);
         self
     }
 
