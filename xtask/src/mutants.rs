@@ -55,6 +55,15 @@ pub(crate) const MUTANTS: &[Mutant] = &[
         why: "an order that is created twice hits its primary key, and the purchase is never answered",
     },
     Mutant {
+        name: "unseen-batch-that-fails-is-kept",
+        file: "crates/participant/src/runner.rs",
+        find: "wary.store(WARY_BATCHES, Ordering::Relaxed);\n                        return Err(error);",
+        replace: "let commands = commands.len();\n                        \
+                  return Ok((vec![Answer::Retry(error.to_string()); commands], changes, 0));",
+        test: &["test", "--package", "participant", "--test", "runner"],
+        why: "a command that comes again has its effect a second time, and nothing says so",
+    },
+    Mutant {
         name: "any-error-is-a-business-failure",
         file: "crates/participant/src/batch.rs",
         find: "let outcomes = participant.act(tx, &work(commands, &acts, now), changes)?;",

@@ -57,10 +57,43 @@ pub fn handle<P: Participant>(
 ) -> Result<Vec<Answer>, db::Error> {
     let mut answers: Vec<Option<Answer>> = vec![None; commands.len()];
     for round in rounds(commands) {
-        handle_round(participant, tx, commands, &round, now, &mut answers, changes)?;
+        let found = barrier::load(tx, round.iter().map(|index| commands[*index].key()))?;
+        handle_round(participant, tx, commands, &round, &found, now, &mut answers, changes)?;
     }
+    Ok(complete(answers))
+}
+
+/// Handles a batch as [`handle`] does, but without reading the barrier: all of it is taken to come for the first time, as it nearly
+/// always does. None if that cannot be: a compensation has its action before it, and so has a saga that is in the batch twice.
+///
+/// Whatever is decided about a step of which there is nothing, its action's row is written. So where there is something after all, the
+/// barrier's primary key objects, if not a key of the participant's own before that: nothing has its effect twice. Only of what is to
+/// be retried nothing is written, so it may be what was answered before: when it comes again, it must be looked up.
+///
+/// # Errors
+/// When the database fails, and when something in the batch was answered before. The transaction must be rolled back; after an
+/// error that is not transient, [`handle`] finds out what it was.
+pub fn handle_unseen<P: Participant>(
+    participant: &P,
+    tx: &mut Tx<'_>,
+    commands: &[Command<P::Input>],
+    now: UnixMillis,
+    changes: &mut P::Changes,
+) -> Option<Result<Vec<Answer>, db::Error>> {
+    if commands.iter().any(|command| command.phase != Phase::Action) {
+        return None;
+    }
+    let rounds = rounds(commands);
+    let [round] = &rounds[..] else { return None };
+    let mut answers: Vec<Option<Answer>> = vec![None; commands.len()];
+    let nothing = HashMap::new();
+    let handled = handle_round(participant, tx, commands, round, &nothing, now, &mut answers, changes);
+    Some(handled.map(|()| complete(answers)))
+}
+
+fn complete(answers: Vec<Option<Answer>>) -> Vec<Answer> {
     let missing = || Answer::Retry("the participant gave no answer".to_owned());
-    Ok(answers.into_iter().map(|answer| answer.unwrap_or_else(missing)).collect())
+    answers.into_iter().map(|answer| answer.unwrap_or_else(missing)).collect()
 }
 
 /// Splits a batch so that no saga is in one round twice: the first round has each saga's first command, the next
@@ -79,16 +112,17 @@ fn rounds<I>(commands: &[Command<I>]) -> Vec<Vec<usize>> {
     rounds
 }
 
+#[allow(clippy::too_many_arguments, reason = "a batch, a transaction, and what comes of the two")]
 fn handle_round<P: Participant>(
     participant: &P,
     tx: &mut Tx<'_>,
     commands: &[Command<P::Input>],
     round: &[usize],
+    found: &HashMap<Key, barrier::Found>,
     now: UnixMillis,
     answers: &mut [Option<Answer>],
     changes: &mut P::Changes,
 ) -> Result<(), db::Error> {
-    let found = barrier::load(tx, round.iter().map(|index| commands[*index].key()))?;
     let nothing = barrier::Found::default();
     let mut records = Records::default();
     let mut acts = Vec::new();

@@ -7,7 +7,7 @@
 //!
 //! # What never happens
 //!
-//! - A step of a saga never has its effect twice, nor after it has been compensated or cancelled.
+//! - A step of a saga never has its effect twice in what is committed, nor after it has been compensated or cancelled.
 //! - Two replies to one command never differ: the second one is the first one's bytes.
 //! - A failure that is no business answer (a full disk, a lost connection, a bug) never becomes a rejection. The command
 //!   comes again, and the bus counts how often.
@@ -21,7 +21,7 @@ use bytes::Bytes;
 use saga::{Path, StepIndex};
 use wire::time::UnixMillis;
 
-pub use batch::{Answer, Command, handle};
+pub use batch::{Answer, Command, handle, handle_unseen};
 pub use drive::{Book, Bounds};
 pub use runner::{Parts, Settings, run};
 
@@ -44,7 +44,8 @@ pub trait Participant: Send + Sync + 'static {
 
     /// Has the effect of each command, or says no. The answers are in the order of the work, one for each.
     ///
-    /// Each saga is in the work at most once, and none of it has been done before. A command that is rejected or to be
+    /// Each saga is in the work at most once, and none of it has been done before in a transaction that was kept; where that turns out to
+    /// be wrong, this one is not kept ([`handle_unseen`]). A command that is rejected or to be
     /// retried must leave no effect, and must not spoil the others.
     ///
     /// # Errors

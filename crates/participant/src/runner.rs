@@ -1,6 +1,7 @@
 //! The loop around a participant: take what is waiting, one transaction, publish, acknowledge.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use bus::{Batch, Bus, Delivery, Envelope, EnvelopeId, Subject, Verdict};
@@ -16,7 +17,7 @@ use tokio_util::sync::CancellationToken;
 use wire::messages::{self, About, Carried, Pen, Purge, ToParticipant};
 use wire::time::{Clock, UnixMillis};
 
-use crate::batch::{Answer, Command, handle};
+use crate::batch::{Answer, Command, handle, handle_unseen};
 use crate::{Participant, barrier};
 
 /// The bounds of a participant's loop.
@@ -45,6 +46,10 @@ impl Default for Settings {
         }
     }
 }
+
+/// After a command that was answered before, the barrier is read for so many batches before they are handled: where one was sent again (a
+/// reconciler, a bus that was lost), more are.
+const WARY_BATCHES: u32 = 64;
 
 /// What a participant's loop works with.
 pub struct Parts<P> {
@@ -75,6 +80,7 @@ pub async fn run<P: Participant>(parts: Parts<P>, stop: CancellationToken) {
     let mut consumer = parts.bus.subscribe(parts.commands);
     let runner = Runner {
         participant: Arc::new(parts.participant),
+        wary: Arc::default(),
         rest: RunnerParts {
             db: parts.db,
             bus: parts.bus,
@@ -112,6 +118,8 @@ pub async fn run<P: Participant>(parts: Parts<P>, stop: CancellationToken) {
 
 struct Runner<P> {
     participant: Arc<P>,
+    /// The batches for which the barrier is still to be read first.
+    wary: Arc<AtomicU32>,
     rest: RunnerParts,
 }
 
@@ -147,7 +155,8 @@ impl<P: Participant> Runner<P> {
         let mut sorted = self.sort(batch.deliveries());
         let commands = Arc::new(std::mem::take(&mut sorted.commands));
         *purge = sorted.purge.or(*purge);
-        let answers = within(sorted.traced.current(), self.answer(&commands, purge)).await;
+        let unseen = self.takes_for_unseen(batch.deliveries());
+        let answers = within(sorted.traced.current(), self.answer(&commands, unseen, purge)).await;
         let success = answers.is_ok();
         metrics.handled(began.elapsed(), success);
         match answers {
@@ -205,19 +214,33 @@ impl<P: Participant> Runner<P> {
         ToParticipant::decode(delivery.envelope.body.clone())
     }
 
+    /// Whether a batch is handled without reading the barrier first. Not where something comes again: it may have been answered.
+    fn takes_for_unseen(&self, deliveries: &[Delivery]) -> bool {
+        let wary = self.wary.load(Ordering::Relaxed);
+        self.wary.store(wary.saturating_sub(1), Ordering::Relaxed);
+        wary == 0 && deliveries.iter().all(|delivery| delivery.count == 1)
+    }
+
     /// All commands in one transaction. When that fails for a reason that trying again cannot mend, each alone, so that the
     /// one at fault holds up no other.
     async fn answer(
         &self,
         commands: &Arc<Vec<Command<P::Input>>>,
+        unseen: bool,
         purge: &mut Option<Purge>,
     ) -> Result<Vec<Answer>, db::Error> {
-        match self.transact(commands, 0..commands.len(), purge).await {
+        let all = 0..commands.len();
+        let answered = match self.transact(commands, all.clone(), unseen, purge).await {
+            // Most likely something was answered before.
+            Err(error) if unseen && !error.is_transient() => self.transact(commands, all, false, purge).await,
+            other => other,
+        };
+        match answered {
             Err(error) if !error.is_transient() && commands.len() > 1 => {
                 tracing::error!(%error, commands = commands.len(), "a batch failed; trying each command alone");
                 let mut answers = Vec::with_capacity(commands.len());
                 for index in 0..commands.len() {
-                    answers.push(match self.transact(commands, index..index + 1, &mut None).await {
+                    answers.push(match self.transact(commands, index..index + 1, false, &mut None).await {
                         Ok(mut one) => one.remove(0),
                         Err(error) if error.is_transient() => Answer::Retry(error.to_string()),
                         Err(error) => Answer::Park(error.to_string()),
@@ -229,14 +252,17 @@ impl<P: Participant> Runner<P> {
         }
     }
 
-    /// These commands in one transaction, and a bounded part of the purge; `purge` is none when all of it is done.
+    /// These commands in one transaction, and a bounded part of the purge; `purge` is none when all of it is done. `unseen`: without a look
+    /// at the barrier, in the first run of the transaction.
     async fn transact(
         &self,
         commands: &Arc<Vec<Command<P::Input>>>,
         range: std::ops::Range<usize>,
+        mut unseen: bool,
         purge: &mut Option<Purge>,
     ) -> Result<Vec<Answer>, db::Error> {
         let commands = Arc::clone(commands);
+        let wary = Arc::clone(&self.wary);
         let participant = Arc::clone(&self.participant);
         let now = self.rest.clock.now();
         let recorded_before = before(now, self.rest.settings.barrier_retention);
@@ -246,7 +272,19 @@ impl<P: Participant> Runner<P> {
             .db
             .write(move |tx| {
                 let mut changes = P::Changes::default();
-                let answers = handle(&*participant, tx, &commands[range.clone()], now, &mut changes)?;
+                let commands = &commands[range.clone()];
+                let answers = match std::mem::take(&mut unseen) {
+                    true => handle_unseen(&*participant, tx, commands, now, &mut changes),
+                    false => None,
+                };
+                let answers = match answers {
+                    Some(Err(error)) if !error.is_transient() => {
+                        wary.store(WARY_BATCHES, Ordering::Relaxed);
+                        return Err(error);
+                    }
+                    Some(answers) => answers?,
+                    None => handle(&*participant, tx, commands, now, &mut changes)?,
+                };
                 let purged = match below {
                     Some(below) => {
                         participant.ended_below(tx, below)?;
@@ -268,7 +306,7 @@ impl<P: Participant> Runner<P> {
     /// Goes on with a purge while no command waits. One that fails is left to the next purge message.
     async fn tidy_up(&self, purge: &mut Option<Purge>) {
         let nothing = Arc::new(Vec::new());
-        if let Err(error) = self.transact(&nothing, 0..0, purge).await {
+        if let Err(error) = self.transact(&nothing, 0..0, false, purge).await {
             tracing::warn!(%error, "the barrier was not purged");
             *purge = None;
         }

@@ -12,7 +12,9 @@ use proptest::prelude::*;
 use saga::{Outcome, Phase, Reason, StepIndex};
 use wire::messages::Recorded;
 
-use support::{Counting, Effects, Input, MIGRATIONS, batch, command, effects, effects_of, recorded, rows};
+use support::{
+    Counting, Effects, Input, MIGRATIONS, batch, batch_unseen, command, effects, effects_of, recorded, rows,
+};
 use testdb::TestDb;
 
 use Phase::{Action, Cancel, Compensation};
@@ -31,7 +33,8 @@ testdb::on_both! {
     a_purge_keeps_what_may_still_be_asked_for,
     a_saga_is_forgotten_whole_or_not_at_all,
     a_purge_is_bounded_and_comes_to_its_end,
-    batches_come_to_the_same_as_their_commands_one_by_one;
+    batches_come_to_the_same_as_their_commands_one_by_one,
+    what_is_handled_unseen_comes_to_the_same_or_to_nothing;
 }
 
 const NONE: Effects = Effects { acted: 0, undone: 0 };
@@ -550,28 +553,68 @@ fn in_memory(found: &mut Found, key: Key, phase: Phase, input: Input, now: u64) 
 /// Commands for three sagas of two steps, cut into batches.
 type Schedule = Vec<Vec<(u64, u8, Phase, Input)>>;
 
-fn any_schedule() -> impl Strategy<Value = Schedule> {
-    let one = (0..3u64, 0..2u8, any_phase(), any_input());
+fn any_schedule(phases: impl Strategy<Value = Phase>) -> impl Strategy<Value = Schedule> {
+    let one = (0..3u64, 0..2u8, phases, any_input());
     prop::collection::vec(prop::collection::vec(one, 1..10), 1..5)
 }
 
 /// However commands are cut into batches, they are answered as one by one, and have their effects as one by one.
 async fn batches_come_to_the_same_as_their_commands_one_by_one(at: &TestDb) {
     let db = at.open(MIGRATIONS);
-    tokio::task::block_in_place(|| compare_batches(&db, tokio::runtime::Handle::current()));
+    let handle =
+        async |commands: Commands<'_>, now| batch(&db, &Counting::default(), commands(), now).await.unwrap();
+    tokio::task::block_in_place(|| compare_batches(&db, any_phase(), handle));
 }
 
-fn compare_batches(db: &Db, runtime: tokio::runtime::Handle) {
+/// What is taken to come for the first time is answered so, if it does; if not it is refused, with nothing left behind.
+async fn what_is_handled_unseen_comes_to_the_same_or_to_nothing(at: &TestDb) {
+    let db = at.open(MIGRATIONS);
+    let (unseen, refused) = (std::cell::Cell::new(0), std::cell::Cell::new(0));
+    let handle = async |commands: Commands<'_>, now| {
+        let (rows_before, effects_before) = (rows(&db).await, effects(&db).await);
+        match batch_unseen(&db, &Counting::default(), commands(), now).await {
+            Some(Ok(mut answers)) => {
+                unseen.set(unseen.get() + 1);
+                // What got no answer comes again, and then it is looked up.
+                for (place, answer) in answers.iter_mut().enumerate() {
+                    if matches!(answer, Answer::Retry(_)) {
+                        let again = vec![commands().remove(place)];
+                        *answer = batch(&db, &Counting::default(), again, now).await.unwrap().remove(0);
+                    }
+                }
+                return answers;
+            }
+            Some(Err(error)) => {
+                assert!(error.violates("saga_barrier.saga"), "{error:?}");
+                assert_eq!((rows(&db).await, effects(&db).await), (rows_before, effects_before));
+                refused.set(refused.get() + 1);
+            }
+            None => {}
+        }
+        batch(&db, &Counting::default(), commands(), now).await.unwrap()
+    };
+    let mostly_actions = prop_oneof![8 => Just(Action), 1 => Just(Compensation), 1 => Just(Cancel)];
+    tokio::task::block_in_place(|| compare_batches(&db, mostly_actions, handle));
+    assert!(unseen.get() > 20 && refused.get() > 20, "{unseen:?} and {refused:?}");
+}
+
+/// Makes the same batch, as often as wanted.
+type Commands<'a> = &'a dyn Fn() -> Vec<Command<Input>>;
+
+fn compare_batches(
+    db: &Db,
+    phases: impl Strategy<Value = Phase>,
+    handle: impl AsyncFn(Commands<'_>, u64) -> Vec<Answer>,
+) {
+    let runtime = tokio::runtime::Handle::current();
     let next_saga = std::cell::Cell::new(1);
     let config = ProptestConfig { cases: 300, failure_persistence: None, ..ProptestConfig::default() };
-    proptest!(config, |(schedule in any_schedule())| {
+    proptest!(config, |(schedule in any_schedule(phases))| {
         let first = next_saga.replace(next_saga.get() + 3);
         let mut model: std::collections::HashMap<Key, Found> = std::collections::HashMap::new();
         for (now, commands) in (1..).zip(schedule) {
-            let batched = commands.iter().map(|(saga, step, phase, input)| {
-                command(first + saga, *step, *phase, *input)
-            });
-            let answers = runtime.block_on(batch(db, &Counting::default(), batched.collect(), now)).unwrap();
+            let one = |(saga, step, phase, input): &_| command(first + saga, *step, *phase, *input);
+            let answers = runtime.block_on(handle(&|| commands.iter().map(one).collect(), now));
             for ((saga, step, phase, input), answer) in commands.into_iter().zip(answers) {
                 let key = Key { saga: first + saga, step: StepIndex(step) };
                 let expected = in_memory(model.entry(key).or_default(), key, phase, input, now);

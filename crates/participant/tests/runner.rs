@@ -30,6 +30,7 @@ testdb::on_both! {
     #[tokio::test]
     a_command_is_answered_with_what_it_carried_and_what_was_recorded,
     a_redelivered_command_gets_the_recorded_bytes,
+    after_a_command_that_comes_again_the_barrier_is_read_first,
     what_passes_by_itself_comes_again_and_is_never_a_rejection,
     a_compensation_is_tried_until_it_is_done,
     what_cannot_be_understood_is_parked_alone_and_others_flow,
@@ -255,6 +256,20 @@ async fn a_redelivered_command_gets_the_recorded_bytes(at: &TestDb) {
         assert_eq!(reply, &first[usize::try_from(saga).unwrap() - 1]);
     }
     assert_eq!(effects_of(&stage.db, 1, 3).await.acted, 1);
+}
+
+async fn after_a_command_that_comes_again_the_barrier_is_read_first(at: &TestDb) {
+    let mut stage = Stage::new(at);
+    stage.run();
+    let mut acts = Vec::new();
+    for saga in [1, 1, 1, 2] {
+        stage.publish([act(saga, Input::Accept)]).await;
+        assert_eq!(outcome(&stage.reply().await), done(saga));
+        acts.push(stage.participant.acts());
+    }
+    assert_eq!(acts, [1, 2, 2, 3], "the second was tried in vain, the third was looked up");
+    assert_eq!(effects_of(&stage.db, 1, 3).await.acted, 1);
+    stage.quiet().await;
 }
 
 async fn what_passes_by_itself_comes_again_and_is_never_a_rejection(at: &TestDb) {

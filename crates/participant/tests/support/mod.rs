@@ -3,11 +3,14 @@
 #![allow(clippy::unwrap_used, reason = "what fails here fails the test")]
 
 use std::collections::{HashMap, VecDeque};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 
 use bytes::Bytes;
 use db::{Db, Error, Migration, Tx, Value};
-use participant::{Answer, BadInput, Command, Outcome, Participant, Undone, Work, barrier, handle};
+use participant::{
+    Answer, BadInput, Command, Outcome, Participant, Undone, Work, barrier, handle, handle_unseen,
+};
 use saga::{Mode, Phase, StepIndex, Token};
 use wire::messages::Recorded;
 use wire::time::UnixMillis;
@@ -61,6 +64,7 @@ pub struct Counting {
     failures: Arc<Mutex<VecDeque<Option<Error>>>>,
     /// What the next call of `act` does once it has had its effects.
     pause: Arc<Mutex<Option<Pause>>>,
+    acts: Arc<AtomicU32>,
 }
 
 type Pause = Box<dyn FnOnce() + Send>;
@@ -73,6 +77,11 @@ impl Counting {
     /// The next call of `act` has its effects, and then waits until this returns.
     pub fn wait_once_in_act(&self, pause: Pause) {
         *self.pause.lock().unwrap() = Some(pause);
+    }
+
+    /// How often `act` was called, also in transactions that were rolled back.
+    pub fn acts(&self) -> u32 {
+        self.acts.load(Ordering::Relaxed)
     }
 
     /// How many of the failures are still to come.
@@ -106,6 +115,7 @@ impl Participant for Counting {
     }
 
     fn act(&self, tx: &mut Tx<'_>, work: &[Work<'_, Input>], (): &mut ()) -> Result<Vec<Outcome>, Error> {
+        self.acts.fetch_add(1, Ordering::Relaxed);
         let mut outcomes = Vec::with_capacity(work.len());
         for work in work {
             outcomes.push(match work.input {
@@ -157,6 +167,18 @@ pub async fn batch(
 ) -> Result<Vec<Answer>, Error> {
     let participant = participant.clone();
     db.write(move |tx| handle(&participant, tx, &commands, now, &mut ())).await
+}
+
+/// Handles a batch as one that comes for the first time, in a transaction of its own. None if it cannot be one.
+pub async fn batch_unseen(
+    db: &Db,
+    participant: &Counting,
+    commands: Vec<Command<Input>>,
+    now: UnixMillis,
+) -> Option<Result<Vec<Answer>, Error>> {
+    let participant = participant.clone();
+    let written = db.write(move |tx| handle_unseen(&participant, tx, &commands, now, &mut ()).transpose());
+    written.await.transpose()
 }
 
 /// How often a step has had its effect, and how often it was undone.
