@@ -18,7 +18,7 @@ use std::time::{Duration, Instant};
 
 use rusqlite::{Connection, OpenFlags, ffi};
 
-use crate::dialect::{Dialect, Statements};
+use crate::dialect::{Dialect, ROWS_AT_ONCE, Statements};
 use crate::error::extended_code;
 use crate::job::{Counters, Job};
 use crate::queue::Queue;
@@ -167,7 +167,8 @@ impl<'c> SqliteTx<'c> {
 
     pub(crate) fn execute(&mut self, sql: &'static str, params: &[Value<'_>]) -> Result<u64, Error> {
         self.refuse_if_lost()?;
-        let changed = execute(self.conn, self.statements.text(sql), params);
+        let (one, many) = self.statements.texts(sql);
+        let changed = execute(self.conn, one, many, params);
         let changed = changed.map_err(|error| sort(self.database, sql, error));
         self.note_loss(changed)
     }
@@ -231,7 +232,7 @@ fn query_rows(
         return Ok(());
     };
     for row in set.rows() {
-        bind_row(&mut statement, row, others)?;
+        bind(&mut statement, row, others)?;
         let mut rows = statement.raw_query();
         while let Some(row) = rows.next()? {
             if !each(&Row::sqlite(row)).map_err(QueryError::Row)? {
@@ -242,28 +243,40 @@ fn query_rows(
     Ok(())
 }
 
-/// Runs a statement, for each row of its set if it has one. Returns how many rows it changed.
-fn execute(conn: &Connection, text: &str, params: &[Value<'_>]) -> rusqlite::Result<u64> {
-    let mut statement = conn.prepare_cached(text)?;
+/// Runs a statement, for each row of its set if it has one; `many` is for [`ROWS_AT_ONCE`] of them. Returns how many rows it changed.
+fn execute(conn: &Connection, one: &str, many: Option<&str>, params: &[Value<'_>]) -> rusqlite::Result<u64> {
     let [Value::Set(set), others @ ..] = params else {
-        return Ok(statement.execute(rusqlite::params_from_iter(params))? as u64);
+        return Ok(conn.prepare_cached(one)?.execute(rusqlite::params_from_iter(params))? as u64);
     };
     let mut changed = 0;
-    for row in set.rows() {
-        bind_row(&mut statement, row, others)?;
-        changed += statement.raw_execute()? as u64;
+    let mut rows = set.rows();
+    let mut left = set.len();
+    if let Some(many) = many.filter(|_| left >= ROWS_AT_ONCE) {
+        let mut statement = conn.prepare_cached(many)?;
+        while left >= ROWS_AT_ONCE {
+            bind(&mut statement, rows.by_ref().take(ROWS_AT_ONCE).flatten(), others)?;
+            changed += statement.raw_execute()? as u64;
+            left -= ROWS_AT_ONCE;
+        }
+    }
+    if left > 0 {
+        let mut statement = conn.prepare_cached(one)?;
+        for row in rows {
+            bind(&mut statement, row, others)?;
+            changed += statement.raw_execute()? as u64;
+        }
     }
     Ok(changed)
 }
 
-/// Binds a row of a set, and behind it the statement's other parameters.
-fn bind_row<'v>(
+/// Binds rows of a set, and behind them the statement's other parameters.
+fn bind<'v>(
     statement: &mut rusqlite::Statement<'_>,
-    row: impl Iterator<Item = Value<'v>>,
+    rows: impl Iterator<Item = Value<'v>>,
     others: &[Value<'v>],
 ) -> rusqlite::Result<()> {
     let mut bound = 0;
-    for value in row.chain(others.iter().copied()) {
+    for value in rows.chain(others.iter().copied()) {
         bound += 1;
         statement.raw_bind_parameter(bound, value)?;
     }

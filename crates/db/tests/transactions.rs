@@ -22,6 +22,7 @@ testdb::on_both! {
     an_error_names_its_cause,
     a_full_queue_refuses_at_once_and_what_it_refused_has_no_effect,
     a_set_is_a_table_of_one_parameter,
+    a_set_of_any_size_is_inserted_whole_or_not_at_all,
     a_closure_cannot_end_its_own_transaction,
     closing_finishes_what_is_queued,
     dropping_the_last_handle_midway_loses_nothing_that_was_queued;
@@ -336,6 +337,50 @@ async fn a_set_is_a_table_of_one_parameter(at: &TestDb) {
         })
         .await;
     assert_eq!(none, Ok::<_, Error>(0));
+}
+
+/// Sizes on both sides of where SQLite takes several rows at once; a row that fails at each place of such a set.
+async fn a_set_of_any_size_is_inserted_whole_or_not_at_all(at: &TestDb) {
+    const INSERT: &str = "{insert into item (id, name, stock) from set(id INT, name TEXT, stock INT) AS s
+                           values (s.id, s.name, s.stock)}";
+    let db = at.open_bounded(ITEMS, ONE_WRITER);
+    let set = |first: u64, size: u64, wrong: Option<u64>| {
+        let mut set = Set::new();
+        for id in first..first + size {
+            let stock = if wrong == Some(id - first) { -1_i64 } else { 5 };
+            set.push(&[id.into(), (&format!("item {id}")).into(), stock.into()]);
+        }
+        set
+    };
+    let mut expected = Vec::new();
+    for size in 0..=20_u64 {
+        let rows = set(100 * size, size, None);
+        let inserted: Result<u64, Error> =
+            db.write(move |tx| tx.execute(INSERT, &[Value::from(&rows)])).await;
+        assert_eq!(inserted, Ok(size));
+        expected.extend(100 * size..100 * size + size);
+    }
+    assert_eq!(ids(&db).await, expected);
+    let names: Vec<String> = db
+        .read(|tx| tx.query("SELECT name FROM item ORDER BY id", &[], |row| row.get(0)))
+        .await
+        .map_err(|error: Error| error)
+        .unwrap();
+    assert!(names.iter().zip(&expected).all(|(name, id)| *name == format!("item {id}")), "{names:?}");
+
+    for place in 0..20 {
+        let rows = set(5_000, 20, Some(place));
+        let check: Result<u64, Error> = db.write(move |tx| tx.execute(INSERT, &[Value::from(&rows)])).await;
+        assert!(
+            matches!(&check, Err(Error::Sql { statement, message, .. }) if *statement == INSERT && message.contains("stock")),
+            "{check:?}"
+        );
+        // Item 2,000 and those behind it are there.
+        let rows = set(2_000 - place, 20, None);
+        let twice: Result<u64, Error> = db.write(move |tx| tx.execute(INSERT, &[Value::from(&rows)])).await;
+        assert!(twice.as_ref().is_err_and(|error| error.violates("item.id")), "{twice:?}");
+        assert_eq!(ids(&db).await, expected, "a transaction that failed left something");
+    }
 }
 
 async fn a_closure_cannot_end_its_own_transaction(at: &TestDb) {
