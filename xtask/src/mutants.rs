@@ -246,18 +246,18 @@ pub(crate) const MUTANTS: &[Mutant] = &[
         name: "end-is-told-before-it-is-written",
         file: "services/purchase/src/results.rs",
         find: "                    None => {\n                        \
-                  seen.insert(id, sorted.ended.len());\n",
+                  seen.insert(reported.id, sorted.ended.len());\n",
         replace: "                    None => {\n                        \
-                  sorted.open.push(Grown::to(id, path.clone()));\n                        \
-                  seen.insert(id, sorted.ended.len());\n",
+                  sorted.open.push(Grown::to(reported.id, reported.path.clone()));\n                        \
+                  seen.insert(reported.id, sorted.ended.len());\n",
         test: &["test", "--package", "e2e", "--test", "flow", "an_end_is_not_told_before_it_is_written"],
         why: "a customer hears of a success that the database does not know, and may never know",
     },
     Mutant {
         name: "purchase-ends-twice",
         file: "services/purchase/src/results.rs",
-        find: "Some(known) if known.state.is_terminal() => match &known.path {",
-        replace: "Some(known) if known.state.is_terminal() && known.id == 0 => match &known.path {",
+        find: "if *path == finish.path => Written::Before,",
+        replace: "if *path == finish.path => Written::Finished { finished_no: number },",
         test: &["test", "--package", "e2e", "--test", "faults", "repeated_shuffled_and_lost"],
         why: "the last event of a purchase is told again after each resume, and another's is lost",
     },

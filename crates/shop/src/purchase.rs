@@ -109,4 +109,17 @@ impl Purchase {
     pub fn from_input(input: &Bytes) -> Result<Purchase, NotAPurchase> {
         Ok(Purchase::decode(input.clone())?)
     }
+
+    /// Who buys, by a saga's input; the rest of it is skipped.
+    ///
+    /// # Errors
+    /// [`NotAPurchase`] when it is something else.
+    pub fn buyer(input: &Bytes) -> Result<u64, NotAPurchase> {
+        #[derive(Clone, Copy, prost::Message)]
+        struct Buyer {
+            #[prost(uint64, tag = "1")]
+            customer_id: u64,
+        }
+        Ok(Buyer::decode(input.clone())?.customer_id)
+    }
 }

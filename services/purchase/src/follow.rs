@@ -146,7 +146,7 @@ mod tests {
 
     fn finish(id: u64) -> Finish {
         let path = format!("path {id}").into_bytes();
-        Finish { id, state: State::Succeeded, finished_at: 2_000, reason: None, path }
+        Finish { id, customer_id: 7, state: State::Succeeded, finished_at: 2_000, reason: None, path }
     }
 
     async fn accept(db: &Db, ids: std::ops::RangeInclusive<u64>) {
@@ -165,8 +165,8 @@ mod tests {
         let end = |ids: [u64; 2]| {
             let ends = ids.map(finish);
             db.write(move |tx| {
-                store::known(tx, &ends.each_ref().map(|end| end.id))?;
-                store::finish(tx, &ends.each_ref().map(|end| (7, end)), 1)
+                assert_eq!(store::close(tx, &ids)?, 2);
+                store::finish(tx, &ends.each_ref(), 1)
             })
         };
         assert_eq!(end([4, 1]).await, Ok(1));
@@ -214,9 +214,9 @@ mod tests {
                     let end = |keep: bool| {
                         let ids = ids.clone();
                         db.write(move |tx| {
-                            store::known(tx, &ids)?;
+                            assert_eq!(store::close(tx, &ids)?, ids.len());
                             let ends: Vec<Finish> = ids.iter().map(|id| finish(*id)).collect();
-                            let ends: Vec<(u64, &Finish)> = ends.iter().map(|end| (7, end)).collect();
+                            let ends: Vec<&Finish> = ends.iter().collect();
                             store::finish(tx, &ends, 16)?;
                             if keep { Ok(()) } else { Err(Error::Panicked) }
                         })

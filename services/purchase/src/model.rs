@@ -55,14 +55,6 @@ impl State {
             State::NeedsOperator => "NEEDS_OPERATOR",
         }
     }
-
-    /// Whether the saga has ended, for good.
-    pub(crate) fn is_terminal(self) -> bool {
-        match self {
-            State::Succeeded | State::Failed | State::Cancelled => true,
-            State::Open | State::NeedsOperator => false,
-        }
-    }
 }
 
 /// The state and the reason that an ended saga leaves its purchase with.

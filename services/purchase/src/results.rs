@@ -1,6 +1,6 @@
 //! How sagas get on: whatever is reported is shown to who watches; what has ended is first written to the database.
 //!
-//! Several replicas may be told of one end at once. Whoever locks the purchase's open row first ends it; the row of the finish
+//! Several replicas may be told of one end at once. Whoever deletes the purchase's open row first ends it; the row of the finish
 //! numbers is locked until the commit, so numbers are given out in the order of commits, and a transaction that is rolled back
 //! leaves no hole.
 //!
@@ -15,7 +15,7 @@ use bus::{Batch, Bus, Delivery, Verdict};
 use db::Db;
 use foldhash::{HashMap, HashMapExt};
 use saga::{Definition, End, Path, Position};
-use shop::purchase::{PURCHASE_PROGRESS, PurchaseStep};
+use shop::purchase::{PURCHASE_PROGRESS, Purchase, PurchaseStep};
 use telemetry::Spans;
 use telemetry::metrics::PubsubMetrics;
 use telemetry::spans::{Cause, Handling, within};
@@ -28,7 +28,7 @@ use crate::live::Live;
 use crate::metrics::SagaMetrics;
 use crate::model;
 use crate::news::{Ended, Grown, Told};
-use crate::store::{self, Finish};
+use crate::store::{self, Finish, Known};
 
 /// The delay before a report comes again that could not be written; it doubles with each delivery.
 const RETRY_DELAY_MIN: Duration = Duration::from_millis(50);
@@ -78,9 +78,18 @@ struct Sorted {
     verdicts: Vec<Verdict>,
 }
 
+/// What a report says.
+enum Understood {
+    /// The saga goes on.
+    Open(Grown),
+    Ended(Reported),
+}
+
 /// A saga that is reported to have ended.
 struct Reported {
     id: u64,
+    customer_id: u64,
+    started_at: UnixMillis,
     end: End,
     path: Path,
     /// The first of its reports in the batch.
@@ -91,7 +100,7 @@ struct Reported {
 #[derive(Debug)]
 enum Written {
     /// The purchase has ended now, with this number.
-    Finished { customer_id: u64, created_at: UnixMillis, finished_no: u64 },
+    Finished { finished_no: u64 },
     /// It had ended before, in the same way.
     Before,
     /// It had ended before, in another way.
@@ -130,24 +139,22 @@ impl Parts {
         let mut sorted = Sorted { verdicts: vec![Verdict::Ack; deliveries.len()], ..Sorted::default() };
         let mut seen: HashMap<u64, usize> = HashMap::new();
         for (place, delivery) in deliveries.iter().enumerate() {
-            match self.understand(delivery, |about| {
+            match self.understand(place, delivery, |about| {
                 traced.add(place, about.trace(), Cause::Message(delivery.envelope.id.number()));
             }) {
                 Err(reason) => {
                     tracing::error!(id = %delivery.envelope.id, reason, "a report was parked");
                     sorted.verdicts[place] = Verdict::Park { reason };
                 }
-                Ok((id, Position::Ended(end), path)) => match seen.get(&id) {
-                    Some(&known) if sorted.ended[known].path == path => {}
-                    Some(_) => sorted.verdicts[place] = contradiction(id),
+                Ok(Understood::Open(grown)) => sorted.open.push(grown),
+                Ok(Understood::Ended(reported)) => match seen.get(&reported.id) {
+                    Some(&known) if sorted.ended[known].path == reported.path => {}
+                    Some(_) => sorted.verdicts[place] = contradiction(reported.id),
                     None => {
-                        seen.insert(id, sorted.ended.len());
-                        sorted.ended.push(Reported { id, end, path, place });
+                        seen.insert(reported.id, sorted.ended.len());
+                        sorted.ended.push(reported);
                     }
                 },
-                Ok((id, Position::Forward(_) | Position::Backward(_), path)) => {
-                    sorted.open.push(Grown::to(id, path));
-                }
             }
         }
         sorted
@@ -156,9 +163,10 @@ impl Parts {
     /// `of` is shown what the report's saga is about.
     fn understand(
         &self,
+        place: usize,
         delivery: &Delivery,
         of: impl FnOnce(&About),
-    ) -> Result<(u64, Position, Path), String> {
+    ) -> Result<Understood, String> {
         let Progress { carried } =
             Progress::decode(delivery.envelope.body.clone()).map_err(|error| error.to_string())?;
         of(&carried.about);
@@ -166,9 +174,16 @@ impl Parts {
         if (name, version) != (self.definition.name(), self.definition.version()) {
             return Err(format!("no definition {name:?} version {version} is known here"));
         }
-        let path = carried.token.path;
-        let position = path.position(&self.definition).map_err(|illegal| illegal.to_string())?;
-        Ok((carried.token.saga, position, path))
+        let (id, path) = (carried.token.saga, carried.token.path);
+        match path.position(&self.definition).map_err(|illegal| illegal.to_string())? {
+            Position::Forward(_) | Position::Backward(_) => Ok(Understood::Open(Grown::to(id, path))),
+            Position::Ended(end) => {
+                let customer_id =
+                    Purchase::buyer(&carried.about.input()).map_err(|error| error.to_string())?;
+                let started_at = carried.about.started_at();
+                Ok(Understood::Ended(Reported { id, customer_id, started_at, end, path, place }))
+            }
+        }
     }
 
     /// Writes the ends of sagas in one transaction, then announces them. When that fails for a reason that trying again
@@ -211,13 +226,13 @@ impl Parts {
         written: Written,
         verdicts: &mut [Verdict],
     ) -> Option<Ended> {
-        let Reported { id, path, place, .. } = reported;
+        let Reported { id, customer_id, started_at, path, place, .. } = reported;
         match written {
-            Written::Finished { customer_id, created_at, finished_no } => {
-                self.metrics.finished(finish.state, finish.finished_at.saturating_sub(created_at));
+            Written::Finished { finished_no } => {
+                self.metrics.finished(finish.state, finish.finished_at.saturating_sub(started_at));
                 tracing::debug!(purchase = id, state = ?finish.state, "a purchase has ended");
                 let path = Told::Path(path);
-                Some(Ended { customer_id, finished_no, id, started_at: created_at, path })
+                Some(Ended { customer_id, finished_no, id, started_at, path })
             }
             Written::Before => None,
             Written::Contradicted => {
@@ -252,32 +267,30 @@ fn contradiction(id: u64) -> Verdict {
 fn finish(reported: &Reported) -> Finish {
     let (state, reason) = model::ended(reported.end, &reported.path);
     let finished_at = reported.path.entries().last().map_or(0, |entry| entry.at);
-    Finish { id: reported.id, state, finished_at, reason, path: encode_path(&reported.path) }
+    let (id, customer_id) = (reported.id, reported.customer_id);
+    Finish { id, customer_id, state, finished_at, reason, path: encode_path(&reported.path) }
 }
 
 /// Ends those purchases that have not ended. One answer for each, in their order.
+///
+/// None is read where all were open, which their deletion tells.
 fn write(tx: &mut db::Tx<'_>, finishes: &[Finish]) -> Result<Vec<Written>, db::Error> {
     let ids: Vec<u64> = finishes.iter().map(|finish| finish.id).collect();
-    let known: HashMap<u64, store::Known> =
-        store::known(tx, &ids)?.into_iter().map(|known| (known.id, known)).collect();
-    let open = |finish: &'_ Finish| {
-        let known = known.get(&finish.id).filter(|known| !known.state.is_terminal());
-        known.map(|known| known.customer_id)
-    };
-    let ending: Vec<(u64, &Finish)> =
-        finishes.iter().filter_map(|finish| Some((open(finish)?, finish))).collect();
+    let all_were_open = store::close(tx, &ids)? == ids.len();
+    let known: HashMap<u64, Known> =
+        if all_were_open { HashMap::new() } else { store::known(tx, &ids)?.into_iter().collect() };
+    let of = |id: u64| if all_were_open { Some(&Known::Closed) } else { known.get(&id) };
+    let ending: Vec<&Finish> =
+        finishes.iter().filter(|finish| of(finish.id) == Some(&Known::Closed)).collect();
     let mut number = if ending.is_empty() { 0 } else { store::finish(tx, &ending, store::LIST_BEHIND)? };
-    let written = finishes.iter().map(|finish| match known.get(&finish.id) {
+    let written = finishes.iter().map(|finish| match of(finish.id) {
         None => Written::Unknown,
-        Some(known) if known.state.is_terminal() => match &known.path {
-            Some(path) if *path == finish.path => Written::Before,
-            _ => Written::Contradicted,
-        },
-        Some(known) => {
+        Some(Known::Ended { path }) if *path == finish.path => Written::Before,
+        Some(Known::Ended { .. }) => Written::Contradicted,
+        Some(Known::Closed) => {
             let finished_no = number;
             number += 1;
-            let (customer_id, created_at) = (known.customer_id, known.created_at);
-            Written::Finished { customer_id, created_at, finished_no }
+            Written::Finished { finished_no }
         }
     });
     Ok(written.collect())

@@ -1,6 +1,6 @@
 //! The SQL of purchases, one function a question.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 
 use db::{Error, Row, Set, Tx, Value};
 use wire::time::UnixMillis;
@@ -104,53 +104,48 @@ pub(crate) fn is_key_taken(error: &Error) -> bool {
     error.violates("purchase_accepted.idempotency_key")
 }
 
-/// What there is of a purchase whose saga has ended, or of one that a saga claims to be about.
-pub(crate) struct Known {
-    pub(crate) id: u64,
-    pub(crate) customer_id: u64,
-    pub(crate) state: State,
-    pub(crate) created_at: UnixMillis,
-    pub(crate) path: Option<Vec<u8>>,
-}
-
-/// What is open is asked for first: nearly always that is all of them, and it is a small table. Where the database has row
-/// locks, what is open is locked, by id: two replicas that hear of the same ends lock in one order.
-pub(crate) fn known(tx: &mut Tx<'_>, ids: &[u64]) -> Result<Vec<Known>, Error> {
+/// Takes purchases out of what is open, and returns how many of them were there: nearly always all. By id: two replicas that hear of
+/// the same ends lock in one order.
+pub(crate) fn close(tx: &mut Tx<'_>, ids: &[u64]) -> Result<usize, Error> {
     let mut sorted = ids.to_vec();
     sorted.sort_unstable();
-    let mut known = tx.query(
-        "SELECT p.id, p.customer_id, p.state, p.created_at, p.path
-         {from set(id INT) AS s join purchase_open AS p on p.id = s.id} {for update}",
+    let closed = tx.execute(
+        "{delete from purchase_open AS p join set(id INT) AS s on p.id = s.id}",
         &[Value::from(&ids_set(sorted.into_iter()))],
-        known_row,
     )?;
-    if known.len() < ids.len() {
-        let open: HashSet<u64> = known.iter().map(|known| known.id).collect();
-        let others = ids.iter().copied().filter(|id| !open.contains(id));
-        known.extend(tx.query(
-            "SELECT p.id, p.customer_id, p.state, p.created_at, p.path
-             {from set(id INT) AS s join view purchase AS p on p.id = s.id}",
-            &[Value::from(&ids_set(others))],
-            known_row,
-        )?);
-    }
-    Ok(known)
+    Ok(usize::try_from(closed).unwrap_or(usize::MAX))
 }
 
-fn known_row(row: &Row<'_>) -> Result<Known, Error> {
-    Ok(Known {
-        id: row.get(0)?,
-        customer_id: row.get(1)?,
-        state: state(row, 2)?,
-        created_at: row.get(3)?,
-        path: row.get(4)?,
-    })
+/// What a purchase is once its transaction has [closed](close) what was open of it.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Known {
+    /// It was open: every purchase is, until it has ended.
+    Closed,
+    /// It had ended before, by this path.
+    Ended { path: Vec<u8> },
+}
+
+/// What there is of purchases, not all of which were open when they were [closed](close). One of which nothing is known does not exist.
+pub(crate) fn known(tx: &mut Tx<'_>, ids: &[u64]) -> Result<HashMap<u64, Known>, Error> {
+    let rows = tx.query(
+        "SELECT p.id, p.finished_no, p.path {from set(id INT) AS s join view purchase AS p on p.id = s.id}",
+        &[Value::from(&ids_set(ids.iter().copied()))],
+        |row| {
+            let known = match row.get::<Option<u64>>(1)? {
+                None => Known::Closed,
+                Some(_) => Known::Ended { path: row.get(2)? },
+            };
+            Ok((row.get(0)?, known))
+        },
+    )?;
+    Ok(rows.into_iter().collect())
 }
 
 /// How a purchase ended.
 #[derive(Clone, Debug)]
 pub(crate) struct Finish {
     pub(crate) id: u64,
+    pub(crate) customer_id: u64,
     pub(crate) state: State,
     pub(crate) finished_at: UnixMillis,
     pub(crate) reason: Option<String>,
@@ -162,26 +157,22 @@ pub(crate) struct Finish {
 /// at most to find the newest.
 pub(crate) const LIST_BEHIND: u64 = 2_048;
 
-/// Ends open purchases of these customers, in this order, and returns the number that the first of them gets; the others get
-/// the ones behind it. The purchases are locked ([`known`]).
+/// Ends purchases in this order, and returns the number that the first of them gets; the others get the ones behind it. Each was open
+/// until this transaction [closed](close) it.
 ///
 /// The row of the last number is locked from its update to the commit, so numbers are committed in their order and without a
 /// gap, and all replicas queue up for it: whatever can be done before is.
-pub(crate) fn finish(tx: &mut Tx<'_>, finishes: &[(u64, &Finish)], list_behind: u64) -> Result<u64, Error> {
+pub(crate) fn finish(tx: &mut Tx<'_>, finishes: &[&Finish], list_behind: u64) -> Result<u64, Error> {
     let count = finishes.len() as u64;
-    tx.execute(
-        "{delete from purchase_open AS p join set(id INT) AS s on p.id = s.id}",
-        &[Value::from(&ids_set(finishes.iter().map(|(_, finish)| finish.id)))],
-    )?;
     tx.execute("UPDATE purchase_finish SET no = no + ? WHERE only = 1", &[Value::from(count)])?;
     let Numbers { last, indexed } = numbers(tx)?;
     let first = last + 1 - count;
     let mut set = Set::new();
-    for (number, (customer_id, finish)) in (first..).zip(finishes) {
+    for (number, finish) in (first..).zip(finishes) {
         set.push(&[
             Value::from(number),
             Value::from(finish.id),
-            Value::from(*customer_id),
+            Value::from(finish.customer_id),
             Value::from(finish.state.number()),
             Value::from(finish.finished_at),
             Value::from(finish.reason.as_deref()),
@@ -680,6 +671,8 @@ fn state(row: &Row<'_>, index: usize) -> Result<State, Error> {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::HashSet;
+
     use db::Db;
     use testdb::TestDb;
 
@@ -741,7 +734,8 @@ mod tests {
 
         fn finish(&self, state: State, at: UnixMillis) -> Finish {
             let reason = (state != State::Succeeded).then(|| format!("reason {}", self.id));
-            Finish { id: self.id, state, finished_at: at, reason, path: self.path() }
+            let (id, customer_id) = (self.id, self.customer_id);
+            Finish { id, customer_id, state, finished_at: at, reason, path: self.path() }
         }
 
         fn path(&self) -> Vec<u8> {
@@ -861,7 +855,7 @@ mod tests {
                 next_id += (model.len() - from) as u64;
                 let accepted: Vec<NewPurchase> = model[from..].iter().map(Bought::new_purchase).collect();
 
-                let mut ends: Vec<(u64, Finish)> = Vec::new();
+                let mut ends: Vec<Finish> = Vec::new();
                 for _ in 0..chance.below(6) {
                     let open: Vec<usize> = (0..model.len()).filter(|at| model[*at].end.is_none()).collect();
                     // The first two stay open.
@@ -872,7 +866,7 @@ mod tests {
                     let state = [State::Succeeded, State::Failed, State::Cancelled]
                         [usize::try_from(chance.below(3)).expect("small")];
                     let at = chance.below(TIMES);
-                    ends.push((one.customer_id, one.finish(state, at)));
+                    ends.push(one.finish(state, at));
                     last += 1;
                     one.end = Some(End { no: last, state, at });
                 }
@@ -882,9 +876,12 @@ mod tests {
                 let indexed = db
                     .write(move |tx| {
                         insert(tx, accepted.iter())?;
-                        let ends: Vec<(u64, &Finish)> =
-                            ends.iter().map(|(customer, end)| (*customer, end)).collect();
                         if !ends.is_empty() {
+                            assert_eq!(
+                                close(tx, &ends.iter().map(|end| end.id).collect::<Vec<_>>())?,
+                                ends.len()
+                            );
+                            let ends: Vec<&Finish> = ends.iter().collect();
                             assert_eq!(finish(tx, &ends, LIST_BEHIND_FEW)?, first, "{when}");
                         }
                         compare(tx, &now, last, &when)?;
@@ -1050,9 +1047,15 @@ mod tests {
         }
 
         // The order of ends goes on behind the old one.
-        let end =
-            Finish { id: 11, state: State::Succeeded, finished_at: 5_000, reason: None, path: Vec::new() };
-        let number = db.write(move |tx| finish(tx, &[(7, &end)], LIST_BEHIND)).await.expect("an end");
+        let end = Finish {
+            id: 11,
+            customer_id: 7,
+            state: State::Succeeded,
+            finished_at: 5_000,
+            reason: None,
+            path: Vec::new(),
+        };
+        let number = db.write(move |tx| finish(tx, &[&end], LIST_BEHIND)).await.expect("an end");
         assert_eq!(number, 7);
         db.close().await;
     }
@@ -1108,13 +1111,19 @@ mod tests {
             [5, 1, 2, 3].map(|id| Bought::accepted(id, 7).finish(State::Cancelled, 9)).into();
         let ids = [5, 1, 2, 3];
         let first = db.write(move |tx| {
-            assert_eq!(known(tx, &ids)?.len(), 4);
-            finish(tx, &ends.iter().map(|end| (7, end)).collect::<Vec<_>>(), LIST_BEHIND)
+            assert_eq!(close(tx, &ids)?, 4, "3 was left to an operator");
+            finish(tx, &ends.iter().collect::<Vec<_>>(), LIST_BEHIND)
         });
         assert_eq!(first.await, Ok(1));
-        let known_now = db.write(|tx| known(tx, &[1, 4, 99])).await.expect("what is known");
-        let states: Vec<(u64, State)> = known_now.iter().map(|known| (known.id, known.state)).collect();
-        assert_eq!(states, [(4, State::NeedsOperator), (1, State::Cancelled)]);
+        // Of what is closed again, only 4 was open; the transaction is not kept.
+        let known_now = db.write(|tx| {
+            let (closed, known) = (close(tx, &[1, 4, 99])?, known(tx, &[1, 4, 99])?);
+            assert_eq!(closed, 1);
+            let expected = [(1, Known::Ended { path: b"path 1".to_vec() }), (4, Known::Closed)];
+            assert_eq!(known, HashMap::from(expected));
+            Err::<(), Error>(Error::Panicked)
+        });
+        assert_eq!(known_now.await, Err(Error::Panicked));
         assert_eq!(db.read(all_ended_below).await, Ok(4));
         assert_eq!(db.read(last_finished_no).await, Ok(4));
     }
@@ -1183,20 +1192,19 @@ mod tests {
                     }
                     start.wait().await;
                     let numbers = db.write(move |tx| {
-                        let open: HashSet<u64> = known(tx, &ids)?
-                            .iter()
-                            .filter(|known| known.state == State::Open)
-                            .map(|known| known.id)
-                            .collect();
+                        let closed = close(tx, &ids)?;
+                        let known = known(tx, &ids)?;
+                        let open = |id: &&u64| known.get(*id) == Some(&Known::Closed);
+                        assert_eq!(ids.iter().filter(open).count(), closed);
                         let ends: Vec<Finish> = ids
                             .iter()
-                            .filter(|id| open.contains(id))
+                            .filter(open)
                             .map(|id| Bought::accepted(*id, 7).finish(State::Succeeded, 9))
                             .collect();
                         if ends.is_empty() {
                             return Ok((0, 0));
                         }
-                        let ends: Vec<(u64, &Finish)> = ends.iter().map(|end| (7, end)).collect();
+                        let ends: Vec<&Finish> = ends.iter().collect();
                         Ok::<_, Error>((finish(tx, &ends, LIST_BEHIND_FEW)?, ends.len() as u64))
                     });
                     let (first, count) = numbers.await.expect("ends");
