@@ -16,7 +16,7 @@ use saga::{Entry, Mode, Outcome, Path, Phase, Reason, StepIndex, Token};
 use serde_json::Value;
 use shop::purchase::{
     INVENTORY_COMMANDS, ORCHESTRATOR, ORDER_COMMANDS, PAYMENT_COMMANDS, PURCHASE_PROGRESS, PURCHASE_SAGA,
-    PurchaseStep,
+    Purchase, PurchaseStep,
 };
 use testkit::{Dice, until};
 use wire::messages::{
@@ -324,10 +324,11 @@ async fn one_compensation_on_two_replicas_at_once_gives_back_once() {
 fn nonsense() -> Vec<(Subject, Bytes, &'static str)> {
     let entry = |step, outcome| Entry { step: StepIndex(step), outcome, at: 1 };
     let path: Path = [entry(0, Outcome::Rejected(Reason::Cancelled))].into_iter().collect();
-    let carried = |definition: &str, version, path: Path| Carried {
+    let about_that = |input: &[u8], definition: &str, version, path: Path| Carried {
         token: Token { saga: 999, mode: Mode::Execute, path },
-        about: About::new(definition, version, 1, b"\xff\xff", b""),
+        about: About::new(definition, version, 1, input, b""),
     };
+    let carried = |definition: &str, version, path| about_that(b"\xff\xff", definition, version, path);
     let start = |definition: &str, version| {
         ToOrchestrator::Start(Start { carried: carried(definition, version, Path::new()) }).encode()
     };
@@ -339,6 +340,8 @@ fn nonsense() -> Vec<(Subject, Bytes, &'static str)> {
     let done = Recorded { outcome: Outcome::Done(Vec::new()), at: 1 }.encode();
     let progress =
         |definition: &str, version, path| Progress { carried: carried(definition, version, path) }.encode();
+    let input = Purchase { customer_id: 7, ..Purchase::default() }.to_input();
+    let unknown = Progress { carried: about_that(&input, PURCHASE_SAGA, 1, path.clone()) }.encode();
     let beyond: Path = [entry(7, Outcome::Done(Vec::new()))].into_iter().collect();
     let mut all = vec![
         (ORCHESTRATOR, start("another", 1), "no definition \"another\" version 1"),
@@ -346,7 +349,8 @@ fn nonsense() -> Vec<(Subject, Bytes, &'static str)> {
         (ORCHESTRATOR, reply(2, done), "step 2 replied where step 0 was asked"),
         (ORCHESTRATOR, reply(0, Bytes::from_static(b"\xff")), "not a recorded reply message"),
         (ORCHESTRATOR, other_format(start(PURCHASE_SAGA, 1)), "format 99"),
-        (PURCHASE_PROGRESS, progress(PURCHASE_SAGA, 1, path.clone()), "there is no purchase 999"),
+        (PURCHASE_PROGRESS, unknown, "there is no purchase 999"),
+        (PURCHASE_PROGRESS, progress(PURCHASE_SAGA, 1, path.clone()), "not a purchase"),
         (PURCHASE_PROGRESS, progress(PURCHASE_SAGA, 1, beyond), "step 7"),
         (PURCHASE_PROGRESS, progress("another", 1, path.clone()), "no definition \"another\" version 1"),
         (
