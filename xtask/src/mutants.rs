@@ -49,7 +49,7 @@ pub(crate) const MUTANTS: &[Mutant] = &[
     Mutant {
         name: "redelivered-create-meets-its-own-row",
         file: "crates/participant/src/batch.rs",
-        find: "let found = barrier::load(tx, round.iter().map(|index| commands[*index].key()))?;",
+        find: "let found = barrier::load(batch.tx, round.iter().map(|index| commands[*index].key()))?;",
         replace: "let found: HashMap<Key, barrier::Found> = HashMap::new();",
         test: &["test", "--package", "participant", "--test", "barrier"],
         why: "an order that is created twice hits its primary key, and the purchase is never answered",
@@ -66,9 +66,9 @@ pub(crate) const MUTANTS: &[Mutant] = &[
     Mutant {
         name: "any-error-is-a-business-failure",
         file: "crates/participant/src/batch.rs",
-        find: "let outcomes = participant.act(tx, &work(commands, &acts, now), changes)?;",
-        replace: "let outcomes = participant\n            .act(tx, &work(commands, &acts, now), changes)\n            \
-                  .unwrap_or_else(|error| vec![Outcome::Rejected(error.to_string()); acts.len()]);",
+        find: "let outcomes = self.participant.act(self.tx, &work, self.changes)?;",
+        replace: "let outcomes = self\n            .participant\n            .act(self.tx, &work, self.changes)\n            \
+                  .unwrap_or_else(|error| vec![Outcome::Rejected(error.to_string()); places.len()]);",
         test: &["test", "--package", "participant", "--test", "runner"],
         why: "a full disk or a lost connection declines purchases for good",
     },
@@ -83,28 +83,28 @@ pub(crate) const MUTANTS: &[Mutant] = &[
     Mutant {
         name: "compensation-delivered-twice-restocks-twice",
         file: "crates/participant/src/batch.rs",
-        find: "Undone::Done => {\n                    let reply = barrier::compensated(now);\n                    \
-               records.push(commands[index].key(), Row::Compensation, &reply, now);",
-        replace: "Undone::Done => {\n                    let reply = barrier::compensated(now);",
+        find: "Undone::Done => {\n                    let reply = barrier::compensated(self.now);\n                    \
+               records.push(self.commands[place].key(), Row::Compensation, &reply, self.now);",
+        replace: "Undone::Done => {\n                    let reply = barrier::compensated(self.now);",
         test: &["test", "--package", "e2e", "--test", "engine", "on_a_database"],
         why: "the shop sells what it does not have",
     },
     Mutant {
         name: "compensation-that-overtakes-leaves-no-tombstone",
         file: "crates/participant/src/batch.rs",
-        find: "                records.push(key, Row::Action, &barrier::tombstone(now), now);\n                \
-               let reply = barrier::compensated(now);\n                \
+        find: "                    records.push(key, Row::Action, &barrier::tombstone(now), now);\n                    \
+               let reply = barrier::compensated(now);\n                    \
                records.push(key, Row::Compensation, &reply, now);",
-        replace: "                let reply = barrier::compensated(now);",
+        replace: "                    let reply = barrier::compensated(now);",
         test: &["test", "--package", "participant", "--test", "barrier"],
         why: "the action that comes late reserves stock for a purchase that is rolled back, for ever",
     },
     Mutant {
         name: "cancellation-leaves-no-tombstone",
         file: "crates/participant/src/batch.rs",
-        find: "Ok(Decision::Bury) => {\n                let reply = barrier::tombstone(now);\n                \
+        find: "Ok(Decision::Bury) => {\n                    let reply = barrier::tombstone(now);\n                    \
                records.push(key, Row::Action, &reply, now);",
-        replace: "Ok(Decision::Bury) => {\n                let reply = barrier::tombstone(now);",
+        replace: "Ok(Decision::Bury) => {\n                    let reply = barrier::tombstone(now);",
         test: &["test", "--package", "e2e", "--test", "engine", "on_a_database"],
         why: "a late message pays for a purchase that was reported as rolled back",
     },

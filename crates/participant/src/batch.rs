@@ -55,12 +55,12 @@ pub fn handle<P: Participant>(
     now: UnixMillis,
     changes: &mut P::Changes,
 ) -> Result<Vec<Answer>, db::Error> {
-    let mut answers: Vec<Option<Answer>> = vec![None; commands.len()];
+    let mut batch = InHand::new(participant, tx, commands, now, changes);
     for round in rounds(commands) {
-        let found = barrier::load(tx, round.iter().map(|index| commands[*index].key()))?;
-        handle_round(participant, tx, commands, &round, &found, now, &mut answers, changes)?;
+        let found = barrier::load(batch.tx, round.iter().map(|index| commands[*index].key()))?;
+        batch.round(&round, &found)?;
     }
-    Ok(complete(answers))
+    Ok(batch.answers())
 }
 
 /// Handles a batch as [`handle`] does, but without reading the barrier: all of it is taken to come for the first time, as it nearly
@@ -85,15 +85,8 @@ pub fn handle_unseen<P: Participant>(
     }
     let rounds = rounds(commands);
     let [round] = &rounds[..] else { return None };
-    let mut answers: Vec<Option<Answer>> = vec![None; commands.len()];
-    let nothing = HashMap::new();
-    let handled = handle_round(participant, tx, commands, round, &nothing, now, &mut answers, changes);
-    Some(handled.map(|()| complete(answers)))
-}
-
-fn complete(answers: Vec<Option<Answer>>) -> Vec<Answer> {
-    let missing = || Answer::Retry("the participant gave no answer".to_owned());
-    answers.into_iter().map(|answer| answer.unwrap_or_else(missing)).collect()
+    let mut batch = InHand::new(participant, tx, commands, now, changes);
+    Some(batch.round(round, &HashMap::new()).map(|()| batch.answers()))
 }
 
 /// Splits a batch so that no saga is in one round twice: the first round has each saga's first command, the next
@@ -112,91 +105,131 @@ fn rounds<I>(commands: &[Command<I>]) -> Vec<Vec<usize>> {
     rounds
 }
 
-#[allow(clippy::too_many_arguments, reason = "a batch, a transaction, and what comes of the two")]
-fn handle_round<P: Participant>(
-    participant: &P,
-    tx: &mut Tx<'_>,
-    commands: &[Command<P::Input>],
-    round: &[usize],
-    found: &HashMap<Key, barrier::Found>,
+/// A batch, its transaction, and what has become of the two so far.
+struct InHand<'a, 'tx, P: Participant> {
+    participant: &'a P,
+    tx: &'a mut Tx<'tx>,
+    commands: &'a [Command<P::Input>],
     now: UnixMillis,
-    answers: &mut [Option<Answer>],
-    changes: &mut P::Changes,
-) -> Result<(), db::Error> {
-    let nothing = barrier::Found::default();
-    let mut records = Records::default();
-    let mut acts = Vec::new();
-    let mut undos = Vec::new();
-    for &index in round {
-        let command = &commands[index];
-        let key = command.key();
-        let answer = match barrier::decide(key, command.phase, found.get(&key).unwrap_or(&nothing)) {
-            Err(corrupt) => Answer::Park(corrupt.to_string()),
-            Ok(Decision::Answer(reply)) => Answer::Reply(reply),
-            Ok(Decision::Bury) => {
-                let reply = barrier::tombstone(now);
-                records.push(key, Row::Action, &reply, now);
-                Answer::Reply(reply)
-            }
-            Ok(Decision::BuryAndCompensate) => {
-                records.push(key, Row::Action, &barrier::tombstone(now), now);
-                let reply = barrier::compensated(now);
-                records.push(key, Row::Compensation, &reply, now);
-                Answer::Reply(reply)
-            }
-            Ok(Decision::NothingToUndo) => {
-                let reply = barrier::compensated(now);
-                records.push(key, Row::Compensation, &reply, now);
-                Answer::Reply(reply)
-            }
-            Ok(Decision::Act) => {
-                acts.push(index);
-                continue;
-            }
-            Ok(Decision::Undo) => {
-                undos.push(index);
-                continue;
-            }
-        };
-        answers[index] = Some(answer);
+    changes: &'a mut P::Changes,
+    /// One for each command, in their order.
+    answers: Vec<Option<Answer>>,
+}
+
+impl<'a, 'tx, P: Participant> InHand<'a, 'tx, P> {
+    fn new(
+        participant: &'a P,
+        tx: &'a mut Tx<'tx>,
+        commands: &'a [Command<P::Input>],
+        now: UnixMillis,
+        changes: &'a mut P::Changes,
+    ) -> Self {
+        InHand { participant, tx, commands, now, changes, answers: vec![None; commands.len()] }
     }
 
-    if !acts.is_empty() {
-        let outcomes = participant.act(tx, &work(commands, &acts, now), changes)?;
-        assert_eq!(outcomes.len(), acts.len(), "a participant owes one outcome per command");
-        for (&index, outcome) in acts.iter().zip(outcomes) {
-            answers[index] = Some(match acted(outcome, now) {
+    fn answers(self) -> Vec<Answer> {
+        let missing = || Answer::Retry("the participant gave no answer".to_owned());
+        self.answers.into_iter().map(|answer| answer.unwrap_or_else(missing)).collect()
+    }
+
+    /// Handles those of its commands that have these places, no two of one saga, by what the barrier has of them.
+    fn round(&mut self, places: &[usize], found: &HashMap<Key, barrier::Found>) -> Result<(), db::Error> {
+        let mut records = Records::default();
+        let (acts, undos) = self.decide(places, found, &mut records);
+        if !acts.is_empty() {
+            self.act(&acts, &mut records)?;
+        }
+        if !undos.is_empty() {
+            self.undo(&undos, &mut records)?;
+        }
+        records.write(self.tx)
+    }
+
+    /// Answers what needs no effect. Returns the places of what is to be done, and of what is to be undone.
+    fn decide(
+        &mut self,
+        places: &[usize],
+        found: &HashMap<Key, barrier::Found>,
+        records: &mut Records,
+    ) -> (Vec<usize>, Vec<usize>) {
+        let (nothing, now) = (barrier::Found::default(), self.now);
+        let (mut acts, mut undos) = (Vec::new(), Vec::new());
+        for &place in places {
+            let command = &self.commands[place];
+            let key = command.key();
+            let answer = match barrier::decide(key, command.phase, found.get(&key).unwrap_or(&nothing)) {
+                Err(corrupt) => Answer::Park(corrupt.to_string()),
+                Ok(Decision::Answer(reply)) => Answer::Reply(reply),
+                Ok(Decision::Bury) => {
+                    let reply = barrier::tombstone(now);
+                    records.push(key, Row::Action, &reply, now);
+                    Answer::Reply(reply)
+                }
+                Ok(Decision::BuryAndCompensate) => {
+                    records.push(key, Row::Action, &barrier::tombstone(now), now);
+                    let reply = barrier::compensated(now);
+                    records.push(key, Row::Compensation, &reply, now);
+                    Answer::Reply(reply)
+                }
+                Ok(Decision::NothingToUndo) => {
+                    let reply = barrier::compensated(now);
+                    records.push(key, Row::Compensation, &reply, now);
+                    Answer::Reply(reply)
+                }
+                Ok(Decision::Act) => {
+                    acts.push(place);
+                    continue;
+                }
+                Ok(Decision::Undo) => {
+                    undos.push(place);
+                    continue;
+                }
+            };
+            self.answers[place] = Some(answer);
+        }
+        (acts, undos)
+    }
+
+    fn act(&mut self, places: &[usize], records: &mut Records) -> Result<(), db::Error> {
+        let work = work(self.commands, places, self.now);
+        let outcomes = self.participant.act(self.tx, &work, self.changes)?;
+        assert_eq!(outcomes.len(), places.len(), "a participant owes one outcome per command");
+        for (&place, outcome) in places.iter().zip(outcomes) {
+            self.answers[place] = Some(match acted(outcome, self.now) {
                 Ok(reply) => {
-                    records.push(commands[index].key(), Row::Action, &reply, now);
+                    records.push(self.commands[place].key(), Row::Action, &reply, self.now);
                     Answer::Reply(reply)
                 }
                 Err(why) => Answer::Retry(why),
             });
         }
+        Ok(())
     }
-    if !undos.is_empty() {
-        let outcomes = participant.undo(tx, &work(commands, &undos, now), changes)?;
-        assert_eq!(outcomes.len(), undos.len(), "a participant owes one outcome per command");
-        for (&index, undone) in undos.iter().zip(outcomes) {
-            answers[index] = Some(match undone {
+
+    fn undo(&mut self, places: &[usize], records: &mut Records) -> Result<(), db::Error> {
+        let work = work(self.commands, places, self.now);
+        let outcomes = self.participant.undo(self.tx, &work, self.changes)?;
+        assert_eq!(outcomes.len(), places.len(), "a participant owes one outcome per command");
+        for (&place, undone) in places.iter().zip(outcomes) {
+            self.answers[place] = Some(match undone {
                 Undone::Done => {
-                    let reply = barrier::compensated(now);
-                    records.push(commands[index].key(), Row::Compensation, &reply, now);
+                    let reply = barrier::compensated(self.now);
+                    records.push(self.commands[place].key(), Row::Compensation, &reply, self.now);
                     Answer::Reply(reply)
                 }
                 Undone::Retry(why) => Answer::Retry(why),
             });
         }
+        Ok(())
     }
-    records.write(tx)
 }
 
-fn work<'a, I>(commands: &'a [Command<I>], indices: &[usize], now: UnixMillis) -> Vec<Work<'a, I>> {
-    let one = |&index: &usize| {
-        let Command { token, step, input, .. } = &commands[index];
+fn work<'a, I>(commands: &'a [Command<I>], places: &[usize], now: UnixMillis) -> Vec<Work<'a, I>> {
+    let one = |&place: &usize| {
+        let Command { token, step, input, .. } = &commands[place];
         Work { saga: token.saga, step: *step, path: &token.path, input, now }
     };
-    indices.iter().map(one).collect()
+    places.iter().map(one).collect()
 }
 
 /// The reply to record, or why there is none yet.
