@@ -243,6 +243,14 @@ pub(crate) const MUTANTS: &[Mutant] = &[
         why: "a customer who names a product twice gets, and pays, less than was ordered",
     },
     Mutant {
+        name: "idle-clients-fill-the-connection-of-others",
+        file: "services/gateway/src/pool.rs",
+        find: ".initial_connection_window_size(CONNECTION_WINDOW_BYTES)",
+        replace: ".initial_connection_window_size(STREAM_WINDOW_BYTES)",
+        test: &["test", "--package", "gateway", "clients_that_take_nothing_hold_nobody_up"],
+        why: "a few clients that take nothing stop the event streams and answers of a whole replica",
+    },
+    Mutant {
         name: "end-is-told-before-it-is-written",
         file: "services/purchase/src/results.rs",
         find: "                    None => {\n                        \

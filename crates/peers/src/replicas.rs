@@ -213,11 +213,6 @@ impl<L: Send + Sync + 'static> Peers<L> {
         self.replicas().iter().any(|replica| replica.is_up() && replica.seen.load(Ordering::Relaxed))
     }
 
-    /// Does something with the link to each.
-    pub fn for_each_link(&self, act: impl Fn(&L)) {
-        self.replicas().iter().for_each(|replica| act(&replica.link));
-    }
-
     /// All replicas that are known, whether they can be reached or not.
     pub fn addresses(&self) -> Vec<SocketAddr> {
         self.replicas().iter().map(|replica| replica.address).collect()

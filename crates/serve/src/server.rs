@@ -66,7 +66,7 @@ pub const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for
 const HTTP2_PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
 /// Requests under way on one HTTP/2 connection.
-const MAX_STREAMS_PER_CONNECTION: u32 = 256;
+pub const MAX_STREAMS_PER_CONNECTION: u32 = 256;
 
 /// Bytes of an answer that wait in an HTTP/2 stream for the client to take them.
 const MAX_STREAM_SEND_BYTES: usize = 64 * 1024;
@@ -161,6 +161,9 @@ fn http2() -> http2::Builder<TokioExecutor> {
     let mut http = http2::Builder::new(TokioExecutor::new());
     http.timer(TokioTimer::new())
         .max_concurrent_streams(MAX_STREAMS_PER_CONNECTION)
+        // A proxy's clients may all go at once, and requests of theirs may not have been looked at yet (h2 closes the connection
+        // at 20 such, because of CVE-2023-44487; the bound of those under way is one, too).
+        .max_pending_accept_reset_streams(MAX_STREAMS_PER_CONNECTION as usize)
         .max_header_list_size(MAX_HEAD_BYTES as u32)
         .max_send_buf_size(MAX_STREAM_SEND_BYTES)
         .keep_alive_interval(PING_INTERVAL)

@@ -13,8 +13,7 @@ use peers::Picked;
 use tokio::time::{Instant, Sleep, sleep};
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 
-use crate::link::Link;
-use crate::pool::Pool;
+use crate::pool::{Place, Pool};
 
 /// How long a replica may say nothing in the middle of an answer. An event stream says something every 15 s.
 const SILENCE: Duration = Duration::from_secs(45);
@@ -31,13 +30,12 @@ impl fmt::Display for Silent {
 
 impl Error for Silent {}
 
-/// The body, and the connection that it comes by. Dropped before its end, it closes the connection.
+/// The body, and its place on the connection that it comes by. Dropped before its end, it tells the replica that nobody listens.
 pub(crate) struct Answer {
     /// Read already.
     first: Option<Bytes>,
     body: Incoming,
-    /// None once it was given back.
-    link: Option<Box<Link>>,
+    _place: Place,
     replica: Picked<Pool>,
     /// Since when it has said nothing, although the client is ready to hear.
     silent: Option<Instant>,
@@ -50,22 +48,17 @@ impl Answer {
     /// `stop` is given for an event stream.
     pub(crate) fn new(
         body: Incoming,
-        link: Box<Link>,
+        place: Place,
         replica: Picked<Pool>,
         stop: Option<&CancellationToken>,
     ) -> Answer {
         let stream = stop.map(|stop| Box::pin(stop.clone().cancelled_owned()));
-        let mut answer =
-            Answer { first: None, body, link: Some(link), replica, silent: None, silence: None, stream };
-        if answer.body.is_end_stream() {
-            answer.give_back();
-        }
-        answer
+        Answer { first: None, body, _place: place, replica, silent: None, silence: None, stream }
     }
 
-    /// As a body. One that has arrived already as a whole, as most do, needs no connection any more.
+    /// As a body. One that has arrived already as a whole, as most do, needs no place any more.
     pub(crate) fn into_body(mut self) -> Body {
-        if self.link.is_none() {
+        if self.body.is_end_stream() {
             return Body::empty();
         }
         let frame = Pin::new(&mut self.body).poll_frame(&mut Context::from_waker(Waker::noop()));
@@ -73,27 +66,11 @@ impl Answer {
             && let Ok(data) = frame.into_data()
         {
             if self.body.is_end_stream() {
-                self.give_back();
                 return Body::from(data);
             }
             self.first = Some(data);
         }
         Body::new(self)
-    }
-
-    fn give_back(&mut self) {
-        if let Some(link) = self.link.take() {
-            self.replica.link().check_in(link);
-        }
-    }
-
-    fn poll_body(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
-        // Only the connection can wake it, and that is polled with the real waker.
-        let idle = &mut Context::from_waker(Waker::noop());
-        let frame = Pin::new(&mut self.body).poll_frame(idle);
-        let (Poll::Pending, Some(link)) = (&frame, &mut self.link) else { return frame };
-        link.drive(cx);
-        Pin::new(&mut self.body).poll_frame(idle)
     }
 
     fn poll_silence(&mut self, cx: &mut Context<'_>) -> Poll<()> {
@@ -121,21 +98,15 @@ impl HttpBody for Answer {
         if let Some(first) = self.first.take() {
             return Poll::Ready(Some(Ok(Frame::data(first))));
         }
-        if let Poll::Ready(frame) = self.poll_body(cx) {
+        if let Poll::Ready(frame) = Pin::new(&mut self.body).poll_frame(cx) {
             return Poll::Ready(match frame {
                 Some(Ok(frame)) => {
                     self.silent = None;
-                    if self.body.is_end_stream() {
-                        self.give_back();
-                    }
                     Some(Ok(frame))
                 }
                 Some(Err(_)) if self.stream.is_some() => None,
                 Some(Err(error)) => Some(Err(error.into())),
-                None => {
-                    self.give_back();
-                    None
-                }
+                None => None,
             });
         }
         if self.stream.as_mut().is_some_and(|stop| stop.as_mut().poll(cx).is_ready()) {

@@ -2,13 +2,12 @@
 
 use std::net::{IpAddr, SocketAddr};
 
-use axum::body::{Bytes, HttpBody};
+use axum::body::{Body, Bytes, HttpBody};
 use axum::extract::{ConnectInfo, Request};
 use axum::response::{IntoResponse, Response};
 use http::header::{AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderName};
 use http::request::Parts;
-use http::{Extensions, Method, StatusCode, Uri, Version};
-use http_body_util::Full;
+use http::{Method, StatusCode};
 use hyper::body::Incoming;
 use peers::{Choice, Peers, Picked};
 use serve::ApiError;
@@ -17,8 +16,7 @@ use serve::extract::read_body;
 use telemetry::spans::within;
 
 use crate::answer::Answer;
-use crate::link::{Link, Outgoing};
-use crate::pool::{Failure, Pool};
+use crate::pool::{Failure, Place, Pool};
 use crate::route::{self, Service};
 use crate::traced::{Traced, Try};
 use crate::{Inner, headers};
@@ -89,9 +87,10 @@ impl Inner {
         let (mut parts, body) = request.into_parts();
         let body = if body.is_end_stream() { Bytes::new() } else { read_body(&parts, body).await? };
         let choice = customer(&parts);
-        prepare(&mut parts)?;
         let repeatable = is_repeatable(&parts);
-        let outgoing = Outgoing::from_parts(parts, Full::new(body));
+        let client = client(&parts);
+        headers::request(&mut parts, client);
+        let outgoing = Request::from_parts(parts, body);
         match self.try_replicas(service, choice, outgoing, repeatable).await {
             Ok(sent) => Ok(self.answer(sent)),
             Err(unanswered) => {
@@ -105,25 +104,26 @@ impl Inner {
         &self,
         service: Service,
         choice: Choice,
-        outgoing: Outgoing,
+        outgoing: http::Request<Bytes>,
         repeatable: bool,
     ) -> Result<Sent, Unanswered> {
         let peers = self.peers(service);
         let copy = repeatable.then(|| outgoing.clone());
-        let mut next = Some(outgoing);
+        let again = || Some(copy.clone()?.map(Body::from));
+        let mut next = Some(outgoing.map(Body::from));
         let (mut tried, mut busy) = (Vec::new(), None);
         for _ in 0..MAX_TRIES {
             let Some(replica) = pick(peers, choice, &tried) else { break };
-            let Some(mut outgoing) = next.take().or_else(|| copy.clone()) else { break };
+            let Some(mut outgoing) = next.take().or_else(again) else { break };
             let address = replica.address();
             let span = Try::begin(&mut outgoing);
             let sent = replica.link().send(outgoing).await;
             span.end(service.name(), sent.as_ref().ok().map(|(head, _)| head.status()));
             match sent {
-                Ok((head, link)) => {
+                Ok((head, place)) => {
                     replica.reached();
                     let refused = head.status() == StatusCode::SERVICE_UNAVAILABLE;
-                    let sent = Sent { head, link, replica };
+                    let sent = Sent { head, place, replica };
                     if !refused || !repeatable || busy.is_some() {
                         return Ok(sent);
                     }
@@ -159,14 +159,14 @@ impl Inner {
         let (mut head, body) = sent.head.into_parts();
         headers::drop_hop_by_hop(&mut head.headers);
         let stop = is_event_stream(&head.headers).then_some(&self.stop_streams);
-        Response::from_parts(head, Answer::new(body, sent.link, sent.replica, stop).into_body())
+        Response::from_parts(head, Answer::new(body, sent.place, sent.replica, stop).into_body())
     }
 }
 
 /// An answer's head, and where its body comes from.
 struct Sent {
     head: http::Response<Incoming>,
-    link: Box<Link>,
+    place: Place,
     replica: Picked<Pool>,
 }
 
@@ -179,21 +179,6 @@ pub(crate) fn pick(peers: &Peers<Pool>, choice: Choice, tried: &[SocketAddr]) ->
 pub(crate) fn give_up(replica: &Picked<Pool>) {
     replica.unreachable();
     replica.link().clear();
-}
-
-/// Makes a request's head one for a replica.
-fn prepare(parts: &mut Parts) -> Result<(), ApiError> {
-    let client = client(parts);
-    headers::name_host(&mut parts.headers, &parts.uri);
-    headers::request(&mut parts.headers, client);
-    if parts.uri.authority().is_some() {
-        let target = parts.uri.path_and_query().cloned();
-        let target = target.ok_or_else(|| ApiError::bad_request("the request has no path"))?;
-        parts.uri = Uri::from(target);
-    }
-    parts.version = Version::HTTP_11;
-    parts.extensions = Extensions::new();
-    Ok(())
 }
 
 pub(crate) fn client(parts: &Parts) -> Option<IpAddr> {

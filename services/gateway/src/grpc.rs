@@ -1,17 +1,20 @@
 //! A gRPC call on its way to a replica: HTTP/2 on both sides, and errors in gRPC's own form.
 
-use axum::body::{Body, HttpBody};
+use std::pin::Pin;
+use std::task::{Context, Poll};
+
+use axum::body::{Body, Bytes, HttpBody};
 use axum::extract::Request;
 use axum::response::Response;
 use http::header::{CONTENT_TYPE, TE};
 use http::request::Parts;
-use http::uri::{Authority, Scheme};
-use http::{HeaderName, HeaderValue, StatusCode, Uri, Version};
+use http::{HeaderName, HeaderValue, StatusCode, Version};
+use hyper::body::{Frame, Incoming, SizeHint};
 use serve::extract::read_body;
 use telemetry::spans::within;
 
 use crate::forward::{MAX_TRIES, Unanswered, client, customer, give_up, pick};
-use crate::pool::Failure;
+use crate::pool::{Failure, Place};
 use crate::route::{self, GrpcRoute};
 use crate::traced::{Traced, Try};
 use crate::{Inner, headers};
@@ -77,14 +80,14 @@ impl Inner {
             let Some(mut request) = next.take().or_else(again) else { break };
             tried.push(replica.address());
             let span = Try::begin(&mut request);
-            let called = replica.link().call(request).await;
-            span.end(route.service.name(), called.as_ref().ok().map(Response::status));
+            let called = replica.link().send(request).await;
+            span.end(route.service.name(), called.as_ref().ok().map(|(head, _)| head.status()));
             match called {
-                Ok(response) => {
+                Ok((response, place)) => {
                     replica.reached();
                     let (mut head, body) = response.into_parts();
                     headers::drop_hop_by_hop(&mut head.headers);
-                    return Ok(Response::from_parts(head, Body::new(body)));
+                    return Ok(Response::from_parts(head, Body::new(Kept { body, _place: place })));
                 }
                 Err(Failure::NotSent(unsent)) => {
                     give_up(&replica);
@@ -109,17 +112,37 @@ impl Inner {
     }
 }
 
+/// An answer's messages and trailers, and its place on the connection that they come by.
+struct Kept {
+    body: Incoming,
+    _place: Place,
+}
+
+impl HttpBody for Kept {
+    type Data = Bytes;
+    type Error = hyper::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+        Pin::new(&mut self.body).poll_frame(cx)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
 fn prepare(parts: &mut Parts) {
     let client = client(parts);
-    headers::request(&mut parts.headers, client);
+    headers::request(parts, client);
     // gRPC asks for it; it says that trailers are understood.
     parts.headers.insert(TE, HeaderValue::from_static("trailers"));
-    let mut uri = std::mem::take(&mut parts.uri).into_parts();
-    uri.scheme.get_or_insert(Scheme::HTTP);
-    uri.authority.get_or_insert(Authority::from_static("gateway"));
-    parts.uri = Uri::from_parts(uri).unwrap_or_default();
-    parts.version = Version::HTTP_2;
-    parts.extensions.clear();
 }
 
 /// An answer without a message: its status is in the head.

@@ -1,12 +1,15 @@
 //! What changes in a request's and an answer's head on the way through.
 
+use std::mem;
 use std::net::IpAddr;
 
 use http::header::{
-    CONNECTION, CONTENT_LENGTH, EXPECT, Entry, HOST, HeaderMap, HeaderName, HeaderValue, TE, TRAILER,
+    CONNECTION, CONTENT_LENGTH, EXPECT, HOST, HeaderMap, HeaderName, HeaderValue, TE, TRAILER,
     TRANSFER_ENCODING, UPGRADE,
 };
-use http::{HeaderName as Name, Uri};
+use http::request::Parts;
+use http::uri::{Authority, PathAndQuery, Scheme};
+use http::{Extensions, HeaderName as Name, Uri, Version};
 
 const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
 const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
@@ -14,23 +17,27 @@ const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection")
 /// Who asked, hop by hop; the last is whom the gateway saw.
 pub(crate) const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 
-/// Makes a request's head one for a replica.
-pub(crate) fn request(headers: &mut HeaderMap, client: Option<IpAddr>) {
-    drop_hop_by_hop(headers);
+/// Makes a request's head one for a replica, which is asked by HTTP/2.
+pub(crate) fn request(parts: &mut Parts, client: Option<IpAddr>) {
+    drop_hop_by_hop(&mut parts.headers);
     // The body has been waited for here.
-    headers.remove(EXPECT);
+    parts.headers.remove(EXPECT);
     if let Some(client) = client {
-        forwarded(headers, client);
+        forwarded(&mut parts.headers, client);
     }
+    name_host(parts);
+    parts.version = Version::HTTP_2;
+    parts.extensions = Extensions::new();
 }
 
-/// An HTTP/2 request names its host in its address, an HTTP/1.1 request in a header.
-pub(crate) fn name_host(headers: &mut HeaderMap, uri: &Uri) {
-    if let (Some(authority), Entry::Vacant(host)) = (uri.authority(), headers.entry(HOST))
-        && let Ok(value) = HeaderValue::from_str(authority.as_str())
-    {
-        host.insert(value);
-    }
+/// An HTTP/1.1 request names its host in a header, an HTTP/2 request in its address (RFC 9113, section 8.3.1).
+fn name_host(parts: &mut Parts) {
+    let host = parts.headers.remove(HOST).and_then(|host| Authority::try_from(host.as_bytes()).ok());
+    let mut uri = mem::take(&mut parts.uri).into_parts();
+    uri.scheme = Some(Scheme::HTTP);
+    uri.authority = uri.authority.or(host).or(Some(Authority::from_static("gateway")));
+    uri.path_and_query.get_or_insert(PathAndQuery::from_static("/"));
+    parts.uri = Uri::from_parts(uri).unwrap_or_default();
 }
 
 /// Takes away what concerns one connection only (RFC 9110, section 7.6.1).
@@ -115,12 +122,32 @@ mod tests {
     fn the_client_is_the_last_of_those_who_forwarded() {
         let client: IpAddr = [10, 0, 0, 7].into();
         let mut headers = HeaderMap::new();
-        request(&mut headers, Some(client));
+        forwarded(&mut headers, client);
         assert_eq!(headers, map(&[("x-forwarded-for", "10.0.0.7")]));
         let mut headers = HeaderMap::new();
         headers.append(X_FORWARDED_FOR, HeaderValue::from_static("1.1.1.1"));
         headers.append(X_FORWARDED_FOR, HeaderValue::from_static("2.2.2.2"));
-        request(&mut headers, Some(client));
+        forwarded(&mut headers, client);
         assert_eq!(headers, map(&[("x-forwarded-for", "1.1.1.1, 2.2.2.2, 10.0.0.7")]));
+    }
+
+    #[test]
+    fn a_replica_is_asked_by_the_name_that_the_client_used() {
+        let asked = |uri: &str, host: Option<&'static str>| {
+            let mut given = http::Request::get(uri);
+            if let Some(host) = host {
+                given = given.header(HOST, host);
+            }
+            let (mut parts, ()) = given.body(()).expect("a request").into_parts();
+            request(&mut parts, None);
+            assert!(!parts.headers.contains_key(HOST));
+            parts.uri.to_string()
+        };
+        assert_eq!(asked("/api/x?y=1", Some("shop.example:81")), "http://shop.example:81/api/x?y=1");
+        assert_eq!(asked("/api/x", Some("no host")), "http://gateway/api/x");
+        assert_eq!(asked("/api/x", None), "http://gateway/api/x");
+        // The address has the last word (RFC 9112, section 3.2.2).
+        assert_eq!(asked("https://a.example/api/x", Some("b.example")), "http://a.example/api/x");
+        assert_eq!(asked("http://a.example", None), "http://a.example/");
     }
 }

@@ -15,7 +15,6 @@ mod answer;
 mod forward;
 mod grpc;
 mod headers;
-mod link;
 mod pool;
 mod route;
 mod traced;
@@ -30,10 +29,9 @@ use peers::{Addresses, Peers};
 use serve::edge::{self, EdgeConfig, InvalidOrigin, Protected};
 use telemetry::metrics::{HttpMetrics, OutcomeCounter};
 use telemetry::{Registry, Spans};
-use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 
-use crate::pool::{IDLE_FOR, Pool};
+use crate::pool::Pool;
 use crate::route::Service;
 
 /// How long a replica may take until the head of its answer is there. Then the request is answered 504.
@@ -144,17 +142,7 @@ impl Gateway {
 
     /// Looks for replicas and whether they live, until `stop`.
     pub async fn run(self, stop: CancellationToken) {
-        let watch = join_all(self.0.peers.iter().map(|peers| peers.clone().run(stop.clone())));
-        let tidy = async {
-            loop {
-                sleep(IDLE_FOR).await;
-                self.0.peers.iter().for_each(|peers| peers.for_each_link(Pool::drop_old));
-            }
-        };
-        tokio::select! {
-            _ = watch => {}
-            () = tidy => {}
-        }
+        join_all(self.0.peers.iter().map(|peers| peers.clone().run(stop.clone()))).await;
     }
 
     async fn answer(self, request: Request) -> Response {

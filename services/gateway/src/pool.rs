@@ -1,9 +1,11 @@
-//! The connections to one replica.
+//! The connections to one replica: HTTP/2, each shared by many requests and event streams.
 //!
-//! What never happens: a request is sent a second time by this module; more connections than the bound; a connection
-//! used that has been idle for longer than the replica keeps it open.
+//! What happens in one instant to many customers, such as the ends of a batch of purchases, is so one write of the replica's and one
+//! read of the gateway's, where each would otherwise have a connection of its own.
+//!
+//! What never happens: a request is sent a second time by this module; more under way at one replica than the bound; a client that takes
+//! nothing holds up what is for others on the same connection, for the connection's window has room for all that its streams may leave.
 
-use std::collections::VecDeque;
 use std::fmt;
 use std::io;
 use std::net::SocketAddr;
@@ -16,56 +18,60 @@ use hyper::body::Incoming;
 use hyper::client::conn::http2;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use peers::CONNECT_TIMEOUT;
+use serve::server::MAX_STREAMS_PER_CONNECTION;
 use tokio::net::TcpStream;
-use tokio::sync::Semaphore;
-use tokio::time::{Instant, timeout};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::time::timeout;
 
-use crate::link::{Link, Outgoing};
-
-/// HTTP/1.1 connections to one replica, event streams among them.
-const MAX_CONNECTIONS: usize = 8192;
-
-/// Connections to one replica that wait for a request.
-const MAX_IDLE_CONNECTIONS: usize = 512;
+/// Connections to one replica. With [`MAX_STREAMS_PER_CONNECTION`] this bounds the requests under way at it, event streams among them.
+const MAX_CONNECTIONS: usize = 32;
 
 /// Requests that wait for the head of an answer of one replica. One that hangs must not hold all requests that the gateway may have in
 /// hand; so many of them are a sign of that.
 const MAX_WAITING: usize = 1024;
 
-/// A connection that has waited for longer is not used any more: the services close theirs after 10 s
-/// (`http.head_timeout_ms`), and a request must not cross with that.
-pub(crate) const IDLE_FOR: Duration = Duration::from_secs(4);
+/// The largest head of an answer, in bytes.
+const MAX_HEAD_BYTES: u32 = 32 * 1024;
 
-/// How often an HTTP/2 connection with calls on it is asked whether anybody is there, and how long that may take.
+/// Bytes of one answer that its client has not taken yet; the replica sends no more.
+const STREAM_WINDOW_BYTES: u32 = 64 * 1024;
+
+/// The same for all answers of a connection, twice what they may leave together. It also bounds what many small pieces cost (`h2` allows them
+/// half of it).
+const CONNECTION_WINDOW_BYTES: u32 = 2 * MAX_STREAMS_PER_CONNECTION * STREAM_WINDOW_BYTES;
+
+/// How often a connection with requests on it is asked whether anybody is there, and how long that may take.
 const PING_INTERVAL: Duration = Duration::from_secs(5);
-const PING_TIMEOUT: Duration = Duration::from_secs(3);
+const PING_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Why there is no answer.
 #[derive(Debug)]
-pub(crate) enum Failure<R> {
+pub(crate) enum Failure {
     /// Nothing was sent; here it is back.
-    NotSent(Box<R>),
+    NotSent(Box<Request<Body>>),
     /// It was sent, at least in part, and the connection broke.
     Lost,
     /// It was sent, and no answer came in time.
     Late,
 }
 
+/// A request's place on a connection, to be kept until its answer has ended.
+pub(crate) type Place = OwnedSemaphorePermit;
+
 /// The connections to one replica.
 pub(crate) struct Pool {
     address: SocketAddr,
     head_timeout: Duration,
-    places: Arc<Semaphore>,
     waiting: Semaphore,
-    /// The one that was used last is the last.
-    idle: Mutex<VecDeque<Idle>>,
-    /// The one connection that gRPC calls share.
-    http2: tokio::sync::Mutex<Option<http2::SendRequest<Body>>>,
+    /// The first that has a place is used, so that as few as possible share what there is to send.
+    connections: Mutex<Vec<Connection>>,
+    /// Held by who makes one, so that not everybody does who finds none.
+    connecting: tokio::sync::Mutex<()>,
 }
 
-struct Idle {
-    since: Instant,
-    link: Box<Link>,
+struct Connection {
+    sender: http2::SendRequest<Body>,
+    places: Arc<Semaphore>,
 }
 
 impl Pool {
@@ -73,38 +79,32 @@ impl Pool {
         Pool {
             address,
             head_timeout,
-            places: Arc::new(Semaphore::new(MAX_CONNECTIONS)),
             waiting: Semaphore::new(MAX_WAITING),
-            idle: Mutex::default(),
-            http2: tokio::sync::Mutex::default(),
+            connections: Mutex::default(),
+            connecting: tokio::sync::Mutex::default(),
         }
     }
 
     /// Sends a request and waits for the head of its answer.
     pub(crate) async fn send(
         &self,
-        mut request: Outgoing,
-    ) -> Result<(Response<Incoming>, Box<Link>), Failure<Outgoing>> {
+        mut request: Request<Body>,
+    ) -> Result<(Response<Incoming>, Place), Failure> {
         let Ok(_waiting) = self.waiting.try_acquire() else {
             return Err(Failure::NotSent(Box::new(request)));
         };
         loop {
-            let pooled = self.check_out();
-            let fresh = pooled.is_none();
-            let mut link = match pooled {
-                Some(link) => link,
-                None => match self.connect().await {
-                    Ok(link) => link,
-                    Err(error) => {
-                        tracing::debug!(replica = %self.address, %error, "no connection");
-                        return Err(Failure::NotSent(Box::new(request)));
-                    }
-                },
+            let (mut sender, place, fresh) = match self.place().await {
+                Ok(place) => place,
+                Err(error) => {
+                    tracing::debug!(replica = %self.address, %error, "no connection");
+                    return Err(Failure::NotSent(Box::new(request)));
+                }
             };
-            match timeout(self.head_timeout, link.send(request)).await {
-                Ok(Ok(response)) => return Ok((response, link)),
+            match timeout(self.head_timeout, sender.try_send_request(request)).await {
+                Ok(Ok(response)) => return Ok((response, place)),
                 Ok(Err(mut failed)) => match failed.take_message() {
-                    // It was closed while it waited: the next one.
+                    // It was closed before it could take this: the next one.
                     Some(unsent) if !fresh => request = unsent,
                     Some(unsent) => return Err(Failure::NotSent(Box::new(unsent))),
                     None => {
@@ -117,93 +117,67 @@ impl Pool {
         }
     }
 
-    async fn connect(&self) -> io::Result<Box<Link>> {
-        let place = self.places.clone().try_acquire_owned();
-        let place = place.map_err(|_| io::Error::other("there are too many"))?;
-        let link = timeout(CONNECT_TIMEOUT, Link::open(self.address, place)).await;
-        link.map_err(io::Error::from).flatten().map(Box::new)
-    }
-
-    /// Takes a connection that waits.
-    fn check_out(&self) -> Option<Box<Link>> {
-        loop {
-            let mut idle = self.idle().pop_back()?;
-            if idle.since.elapsed() < IDLE_FOR && idle.link.is_usable() {
-                return Some(idle.link);
-            }
+    /// A place on a connection, and whether the connection is a new one.
+    async fn place(&self) -> io::Result<(http2::SendRequest<Body>, Place, bool)> {
+        if let Some((sender, place)) = self.free_place() {
+            return Ok((sender, place, false));
         }
-    }
-
-    /// Gives a connection back whose answer was read to its end.
-    pub(crate) fn check_in(&self, link: Box<Link>) {
-        let mut idle = self.idle();
-        if idle.len() < MAX_IDLE_CONNECTIONS {
-            idle.push_back(Idle { since: Instant::now(), link });
+        let _connecting = self.connecting.lock().await;
+        if let Some((sender, place)) = self.free_place() {
+            return Ok((sender, place, false));
         }
+        if self.connections().len() >= MAX_CONNECTIONS {
+            return Err(io::Error::other("all places at this replica are taken"));
+        }
+        let sender =
+            timeout(CONNECT_TIMEOUT, connect(self.address)).await.map_err(io::Error::from).flatten()?;
+        let places = Arc::new(Semaphore::new(MAX_STREAMS_PER_CONNECTION as usize));
+        let place = places.clone().try_acquire_owned().map_err(io::Error::other)?;
+        self.connections().push(Connection { sender: sender.clone(), places });
+        Ok((sender, place, true))
     }
 
-    /// Closes the connections that have waited for too long.
-    pub(crate) fn drop_old(&self) {
-        self.idle().retain(|idle| idle.since.elapsed() < IDLE_FOR);
+    /// A place on a connection that there is. Forgets those that are closed.
+    fn free_place(&self) -> Option<(http2::SendRequest<Body>, Place)> {
+        let mut connections = self.connections();
+        connections.retain(|connection| !connection.sender.is_closed());
+        connections.iter().find_map(|connection| {
+            let place = connection.places.clone().try_acquire_owned().ok()?;
+            Some((connection.sender.clone(), place))
+        })
     }
 
-    /// Closes all connections that wait.
+    /// Sends nothing more on the connections that there are. They close when what is under way on them has ended.
     pub(crate) fn clear(&self) {
-        self.idle().clear();
+        self.connections().clear();
     }
 
-    fn idle(&self) -> MutexGuard<'_, VecDeque<Idle>> {
-        self.idle.lock().unwrap_or_else(PoisonError::into_inner)
+    fn connections(&self) -> MutexGuard<'_, Vec<Connection>> {
+        self.connections.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
 
-    /// Sends a gRPC request and waits for the head of its answer.
-    pub(crate) async fn call(
-        &self,
-        request: Request<Body>,
-    ) -> Result<Response<Incoming>, Failure<Request<Body>>> {
-        let Ok(_waiting) = self.waiting.try_acquire() else {
-            return Err(Failure::NotSent(Box::new(request)));
-        };
-        let mut sender = match self.http2().await {
-            Ok(sender) => sender,
-            Err(error) => {
-                tracing::debug!(replica = %self.address, %error, "no connection for calls");
-                return Err(Failure::NotSent(Box::new(request)));
-            }
-        };
-        match timeout(self.head_timeout, sender.try_send_request(request)).await {
-            Ok(Ok(response)) => Ok(response),
-            Ok(Err(mut failed)) => {
-                tracing::debug!(replica = %self.address, error = %failed.error(), "no answer to a call");
-                Err(failed.take_message().map_or(Failure::Lost, |unsent| Failure::NotSent(Box::new(unsent))))
-            }
-            Err(_) => Err(Failure::Late),
-        }
-    }
-
-    async fn http2(&self) -> io::Result<http2::SendRequest<Body>> {
-        let mut shared = self.http2.lock().await;
-        if let Some(sender) = shared.as_ref().filter(|sender| !sender.is_closed()) {
-            return Ok(sender.clone());
-        }
-        let connect = async {
-            let stream = TcpStream::connect(self.address).await?;
-            stream.set_nodelay(true)?;
-            let mut http = http2::Builder::new(TokioExecutor::new());
-            http.timer(TokioTimer::new()).keep_alive_interval(PING_INTERVAL).keep_alive_timeout(PING_TIMEOUT);
-            http.handshake(TokioIo::new(stream)).await.map_err(io::Error::other)
-        };
-        let connected = timeout(CONNECT_TIMEOUT, connect).await;
-        let (sender, connection) = connected.map_err(io::Error::from).flatten()?;
-        // It ends when the last sender goes and the last call has ended.
-        tokio::spawn(connection);
-        *shared = Some(sender.clone());
-        Ok(sender)
-    }
+async fn connect(address: SocketAddr) -> io::Result<http2::SendRequest<Body>> {
+    let stream = TcpStream::connect(address).await?;
+    stream.set_nodelay(true)?;
+    let mut http = http2::Builder::new(TokioExecutor::new());
+    http.timer(TokioTimer::new())
+        .initial_stream_window_size(STREAM_WINDOW_BYTES)
+        .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
+        .max_header_list_size(MAX_HEAD_BYTES)
+        .keep_alive_interval(PING_INTERVAL)
+        .keep_alive_timeout(PING_TIMEOUT)
+        // All clients may go at once, while there is something for each of them on its way. A replica is believed that this is no attack.
+        .max_concurrent_reset_streams(MAX_STREAMS_PER_CONNECTION as usize)
+        .max_local_error_reset_streams(None);
+    let (sender, connection) = http.handshake(TokioIo::new(stream)).await.map_err(io::Error::other)?;
+    // It ends when the last sender goes and the last request has ended.
+    tokio::spawn(connection);
+    Ok(sender)
 }
 
 impl fmt::Debug for Pool {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Pool({}, {} idle)", self.address, self.idle().len())
+        write!(f, "Pool({}, {} connections)", self.address, self.connections().len())
     }
 }

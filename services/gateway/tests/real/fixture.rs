@@ -13,7 +13,9 @@ use gateway::{Gateway, Parts, Upstreams};
 use http::{HeaderMap, Method, StatusCode};
 use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
-use hyper_util::rt::TokioIo;
+use hyper::server::conn::http2;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioExecutor, TokioIo};
 use peers::Addresses;
 use serve::Limits;
 use serve::edge::{EdgeConfig, protected};
@@ -21,6 +23,7 @@ use serve::server::Drained;
 use telemetry::Registry;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Notify;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
@@ -92,6 +95,15 @@ pub(crate) fn echo(name: &'static str) -> Router {
     )
 }
 
+/// What a [`Raw`] replica does when it is asked something.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Deed {
+    /// It breaks the connection.
+    Break,
+    /// It says nothing, for ever.
+    Hang,
+}
+
 /// A replica that does to its connections what no server of ours does.
 pub(crate) struct Raw {
     pub(crate) address: SocketAddr,
@@ -101,37 +113,15 @@ pub(crate) struct Raw {
 }
 
 impl Raw {
-    /// Answers each request with `answer`; None breaks the connection, `Some("")` says nothing for ever.
-    pub(crate) async fn start(answer: Option<&'static str>) -> Raw {
+    pub(crate) async fn start(deed: Deed) -> Raw {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let requests = Arc::new(AtomicUsize::new(0));
         let counted = requests.clone();
         let task = tokio::spawn(async move {
             loop {
-                let (mut stream, _) = listener.accept().await.unwrap();
-                let counted = counted.clone();
-                tokio::spawn(async move {
-                    let mut held = Vec::new();
-                    loop {
-                        let mut bytes = [0; 4096];
-                        let Ok(n @ 1..) = stream.read(&mut bytes).await else { return };
-                        held.extend_from_slice(&bytes[..n]);
-                        if !held.windows(4).any(|w| w == b"\r\n\r\n") {
-                            continue;
-                        }
-                        let probe = held.starts_with(b"OPTIONS * ");
-                        held.clear();
-                        if probe {
-                            let alive = b"HTTP/1.1 404 Not Found\r\ncontent-length: 0\r\n\r\n";
-                            stream.write_all(alive).await.unwrap();
-                            continue;
-                        }
-                        counted.fetch_add(1, Ordering::SeqCst);
-                        let Some(answer) = answer else { return };
-                        stream.write_all(answer.as_bytes()).await.unwrap();
-                    }
-                });
+                let (stream, _) = listener.accept().await.unwrap();
+                tokio::spawn(misbehave(stream, deed, counted.clone()));
             }
         });
         Raw { address, requests, task }
@@ -145,6 +135,30 @@ impl Raw {
 impl Drop for Raw {
     fn drop(&mut self) {
         self.task.abort();
+    }
+}
+
+async fn misbehave(mut stream: TcpStream, deed: Deed, requests: Arc<AtomicUsize>) {
+    let mut start = [0; 7];
+    let Ok(1..) = stream.peek(&mut start).await else { return };
+    if start.starts_with(b"OPTIONS") {
+        let _ = stream.write_all(b"HTTP/1.1 404 Not Found\r\ncontent-length: 0\r\n\r\n").await;
+        // Read, so that closing does not take the answer back.
+        let _ = stream.read(&mut [0; 4096]).await;
+        return;
+    }
+    let asked = Arc::new(Notify::new());
+    let asked_again = asked.clone();
+    let answer = service_fn(move |_| {
+        requests.fetch_add(1, Ordering::SeqCst);
+        asked_again.notify_one();
+        std::future::pending::<Result<http::Response<String>, std::convert::Infallible>>()
+    });
+    let http = http2::Builder::new(TokioExecutor::new());
+    let connection = http.serve_connection(TokioIo::new(stream), answer);
+    tokio::select! {
+        _ = connection => {}
+        () = asked.notified(), if deed == Deed::Break => {}
     }
 }
 
@@ -173,6 +187,11 @@ impl Door {
     }
 
     pub(crate) async fn open_with(upstreams: Upstreams, head_timeout: Duration) -> Door {
+        Door::open_for(upstreams, head_timeout, Limits::default()).await
+    }
+
+    /// `limits` are those of the gateway's clients.
+    pub(crate) async fn open_for(upstreams: Upstreams, head_timeout: Duration, limits: Limits) -> Door {
         let stop = CancellationToken::new();
         let parts = Parts {
             upstreams,
@@ -187,7 +206,6 @@ impl Door {
         let address = listener.local_addr().unwrap();
         let api = gateway.protected(&EdgeConfig::default()).unwrap();
         let token = stop.clone();
-        let limits = Limits::default();
         let ended = tokio::spawn(async move { serve::serve(listener, api, &limits, token).await });
         Door { gateway, address, stop, ended, run }
     }

@@ -14,7 +14,7 @@ use http_body_util::{BodyExt, Full};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use tokio::net::TcpStream;
 
-use crate::fixture::{Door, Raw, Server, mortal, nowhere, places, within};
+use crate::fixture::{Deed, Door, Raw, Server, mortal, nowhere, places, within};
 
 /// Answers a call with its own message, its path, and the trailers of success.
 fn mirror() -> Router {
@@ -96,7 +96,7 @@ async fn a_call_and_its_trailers_go_through() {
 #[tokio::test]
 async fn a_call_that_reads_is_made_again_elsewhere() {
     // One of them breaks every connection that brings it a call.
-    let (liar, good) = tokio::join!(Raw::start(None), Server::start(mirror()));
+    let (liar, good) = tokio::join!(Raw::start(Deed::Break), Server::start(mirror()));
     let door = Door::open(Upstreams { product: places(&[liar.address, good.address]), ..nowhere() }).await;
     for _ in 0..20 {
         let (body, _) = call(&door, "/product.ProductService/GetProducts").await;

@@ -11,7 +11,7 @@ use axum::routing::any;
 use gateway::Upstreams;
 use http::Method;
 
-use crate::fixture::{Door, Raw, Server, ask, echo, mortal, nowhere, places, until, within};
+use crate::fixture::{Deed, Door, Raw, Server, ask, echo, mortal, nowhere, places, until, within};
 
 #[tokio::test]
 async fn a_customer_stays_with_its_replica_while_that_lives() {
@@ -128,7 +128,7 @@ async fn replicas_die_and_return_and_nobody_notices_who_may_ask_again() {
 
 #[tokio::test]
 async fn what_may_have_been_handled_is_not_sent_again_without_a_key() {
-    let (a, b) = tokio::join!(Raw::start(None), Raw::start(None));
+    let (a, b) = tokio::join!(Raw::start(Deed::Break), Raw::start(Deed::Break));
     let door = Door::before(&[a.address, b.address]).await;
     door.lacks(4).await;
     let sent = || a.requests() + b.requests();
@@ -147,7 +147,7 @@ async fn what_may_have_been_handled_is_not_sent_again_without_a_key() {
 
 #[tokio::test]
 async fn a_stalled_replica_costs_its_own_customers_one_wait() {
-    let (stalled, good) = tokio::join!(Raw::start(Some("")), Server::start(echo("good")));
+    let (stalled, good) = tokio::join!(Raw::start(Deed::Hang), Server::start(echo("good")));
     let upstreams = Upstreams { purchase: places(&[stalled.address, good.address]), ..nowhere() };
     let door = Arc::new(Door::open_with(upstreams, Duration::from_millis(300)).await);
     until("both live", async || {
