@@ -349,8 +349,9 @@ impl Tx<'_> {
     /// Runs a statement that returns no rows, and tells how many rows it inserted, updated or deleted.
     ///
     /// # Errors
-    /// See [`Error`]. The transaction goes on without the statement; after [`Error::Full`] and
-    /// [`Error::Unavailable`] it may be lost as a whole, and everything in it then fails with the same error.
+    /// See [`Error`]. The transaction goes on without the statement, but of a set that is inserted, SQLite keeps the rows before the one
+    /// that fails; after [`Error::Full`] and [`Error::Unavailable`] it may be lost as a whole, and everything in it then fails with the
+    /// same error.
     pub fn execute(&mut self, sql: &'static str, params: &[Value<'_>]) -> Result<u64, Error> {
         match self {
             Tx::Sqlite(tx) => tx.execute(sql, params),

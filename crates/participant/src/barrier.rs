@@ -18,7 +18,8 @@
 //! Two replicas may handle commands of one step at the same time. Each reads the rows that are there, with a lock, so what one of
 //! them adds to a row that both have read, the other waits for and sees. Where there is none, both may find nothing; then
 //! both write the action's row, whatever they were asked, and its primary key lets one of them pass: the other's
-//! transaction is rolled back whole and run again (see `db::mysql`), and finds what the first has written.
+//! transaction is rolled back whole and run again (see `db::mysql`), and finds what the first has written. Who takes it that there is none
+//! and does not look (`handle_unseen`) is kept from acting twice by the same key, but does not see a compensation without an action.
 //!
 //! Rows outlive every message that could still name them, see [`purge`].
 

@@ -1,4 +1,4 @@
-//! One batch of commands in one transaction: read the barrier, decide, have the effects, record the replies.
+//! One batch of commands in one transaction: read the barrier where there may be something, decide, have the effects, record the replies.
 
 use bytes::Bytes;
 use db::Tx;

@@ -110,10 +110,10 @@ impl Purchase {
         Ok(Purchase::decode(input.clone())?)
     }
 
-    /// Who buys, by a saga's input; the rest of it is skipped.
+    /// Who buys, by a saga's input; the rest of it is skipped. Customer 0 where none is named: no purchase is theirs.
     ///
     /// # Errors
-    /// [`NotAPurchase`] when it is something else.
+    /// [`NotAPurchase`] when it is no message at all.
     pub fn buyer(input: &Bytes) -> Result<u64, NotAPurchase> {
         #[derive(Clone, Copy, prost::Message)]
         struct Buyer {
