@@ -19,7 +19,7 @@ use crate::config::{Config, servers};
 /// The pause before a server is tried again.
 const TRY_AGAIN_AFTER: Duration = Duration::from_millis(500);
 
-/// How long one attempt to reach the broker may take, so that [`Progress`] says how it went.
+/// How long one attempt to connect with the broker may take, so that [`Progress`] says how it went.
 const BROKER_ATTEMPT: Duration = Duration::from_secs(3);
 
 /// Every queue that the shop has.

@@ -1,5 +1,6 @@
 //! A shop as a real process: started on free ports, watched, killed.
 
+use std::fmt;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::{ExitStatus, Stdio};
@@ -107,8 +108,8 @@ impl Options {
     }
 }
 
-/// Why there is no shop.
-#[derive(Debug, thiserror::Error)]
+/// Why there is no shop. What `unwrap` shows of it can be read.
+#[derive(thiserror::Error)]
 pub enum StartFailed {
     /// The process cannot be started.
     #[error("cannot start {program}: {source}")]
@@ -142,6 +143,14 @@ pub enum StartFailed {
         /// The whole banner.
         banner: String,
     },
+}
+
+impl fmt::Debug for StartFailed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let text = self.to_string();
+        let (what, log) = text.split_once('\n').unwrap_or((&text, ""));
+        write!(f, "{what}\n{}", crate::tail(log))
+    }
 }
 
 /// A running shop. It is killed when this is dropped.

@@ -95,8 +95,8 @@ impl Nats {
         limits: Limits,
         subjects: &[Subject],
     ) -> Result<Self, StartError> {
-        let deadline = Instant::now() + settings.start_timeout;
         settings.check()?;
+        let deadline = Instant::now() + settings.start_timeout;
         let Topology { queues, letters } = topology::plan(&settings, &limits, subjects)?;
         let link = Link::connect(&settings, deadline).await?;
         check_limits(&limits, link.message_bytes())?;
@@ -114,7 +114,7 @@ impl Nats {
             tasks: Mutex::default(),
         });
         let bus = Nats(Arc::new(Owner(Arc::clone(&shared))));
-        shared.set_up(deadline).await?;
+        shared.set_up().await?;
         shared.be_near().await;
         shared.spawn(watch::run(Arc::clone(&shared)));
         Ok(bus)
@@ -223,7 +223,8 @@ impl Shared {
     }
 
     /// Makes or checks all that the bus needs on the servers.
-    async fn set_up(&self, deadline: Instant) -> Result<(), StartError> {
+    async fn set_up(&self) -> Result<(), StartError> {
+        let deadline = Instant::now() + self.settings.set_up_timeout;
         for done in join_all(self.streams().into_iter().map(|stream| self.insist(stream, deadline))).await {
             done?;
         }
@@ -239,25 +240,29 @@ impl Shared {
         }
     }
 
+    /// Looks at a stream until it is as it should be. One that does not answer is given up when it is time for that and not before, however
+    /// short the start is: most are slow, and others live on what is in them. But nobody else may be there to do it.
     async fn insist(&self, on: To<'_>, deadline: Instant) -> Result<(), StartError> {
+        let stream = on.plan().name();
+        let mut silent_since = None;
         loop {
-            let why = match self.ensure_as(on, Existing::Change).await {
+            let began = Instant::now();
+            let why = match self.look_at(on, Existing::Change).await {
                 Ok(()) => return Ok(()),
-                Err(Trouble::Unanswered(why)) if Instant::now() < deadline => {
-                    tracing::debug!(stream = on.plan().name(), why, "a stream is not there yet");
-                    sleep(START_AGAIN).await;
-                    continue;
+                Err(Trouble::Unanswered(why)) if Instant::now() < deadline => why,
+                Err(trouble) => {
+                    return Err(StartError::Stream { stream: stream.to_owned(), why: trouble.to_string() });
                 }
-                Err(Trouble::Unanswered(why)) => {
-                    // Nobody else may be there to do it.
-                    if self.may_abandon(on) {
-                        self.abandon(on).await;
-                    }
-                    why
-                }
-                Err(Trouble::Refused(why)) => why,
             };
-            return Err(StartError::Stream { stream: on.plan().name().to_owned(), why });
+            if silent_since.is_none() {
+                tracing::info!(stream, why, "a stream is not there yet");
+            }
+            let since = *silent_since.get_or_insert(began);
+            if self.may_abandon(on, since) {
+                self.abandon(on).await;
+                silent_since = None;
+            }
+            sleep(START_AGAIN).await;
         }
     }
 

@@ -57,8 +57,11 @@ pub struct Settings {
     pub request_timeout: Duration,
     /// How long one attempt to connect to one server takes at most.
     pub connect_timeout: Duration,
-    /// How long [`crate::Bus::nats`] tries to reach the servers and to set up its streams before it gives up.
+    /// How long [`crate::Bus::nats`] tries to reach the servers before it fails.
     pub start_timeout: Duration,
+    /// How long it then waits until all streams are there. Longer than `abandon_after`, or it would fail again and again for a stream that
+    /// only it could make anew.
+    pub set_up_timeout: Duration,
     /// The shortest pause between two attempts to connect. It doubles up to `reconnect_delay_max`, without end.
     pub reconnect_delay_min: Duration,
     /// The longest pause between two attempts to connect.
@@ -165,6 +168,7 @@ impl Settings {
             request_timeout: Duration::from_secs(5),
             connect_timeout: Duration::from_secs(2),
             start_timeout: Duration::from_secs(30),
+            set_up_timeout: Duration::from_secs(30),
             reconnect_delay_min: Duration::from_millis(20),
             reconnect_delay_max: Duration::from_secs(1),
             ping_interval: Duration::from_secs(5),
@@ -244,6 +248,12 @@ impl Settings {
                 "it is 1, 3 or 5",
             ),
             ("abandon_after", seconds(self.abandon_after), !self.abandon_after.is_zero(), "it is above 0"),
+            (
+                "set_up_timeout",
+                seconds(self.set_up_timeout),
+                self.set_up_timeout > self.abandon_after,
+                "it is longer than abandon_after",
+            ),
             ("queue_bytes", self.queue_bytes.to_string(), self.queue_bytes > 0, "it is above 0"),
             ("max_ack_pending", self.max_ack_pending.to_string(), self.max_ack_pending > 0, "it is above 0"),
             (

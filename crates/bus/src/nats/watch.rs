@@ -40,11 +40,10 @@ pub(super) async fn run(shared: Arc<Shared>) {
         }
         let began = Instant::now();
         let streams = shared.streams();
-        let looking = streams.iter().map(async |stream| {
-            let looked = timeout(LOOK_FOR, shared.ensure_as(*stream, Existing::Leave)).await;
-            looked.unwrap_or_else(|_| Err(Trouble::Unanswered(format!("no answer within {LOOK_FOR:?}"))))
-        });
-        let found = join_all(looking).await;
+        let found = join_all(streams.iter().map(|stream| shared.look_at(*stream, Existing::Leave))).await;
+        if shared.is_closed.load(Ordering::Relaxed) {
+            return;
+        }
         for (stream, found) in streams.iter().zip(&found) {
             let name = stream.plan().name();
             if !matches!(found, Err(Trouble::Unanswered(_))) {
@@ -52,7 +51,7 @@ pub(super) async fn run(shared: Arc<Shared>) {
                 continue;
             }
             let since = *silent_since.entry(name.to_owned()).or_insert(began);
-            if shared.may_abandon(*stream) && since.elapsed() >= shared.settings.abandon_after {
+            if shared.may_abandon(*stream, since) {
                 shared.abandon(*stream).await;
                 silent_since.remove(name);
             }
@@ -101,10 +100,17 @@ impl Shared {
         Ok(())
     }
 
-    /// Whether a stream that does not answer may be made anew elsewhere.
-    pub(super) fn may_abandon(&self, stream: To<'_>) -> bool {
+    /// [`Shared::ensure_as`], but not for long.
+    pub(super) async fn look_at(&self, stream: To<'_>, existing: Existing) -> Result<(), Trouble> {
+        let looked = timeout(LOOK_FOR, self.ensure_as(stream, existing)).await;
+        looked.unwrap_or_else(|_| Err(Trouble::Unanswered(format!("no answer within {LOOK_FOR:?}"))))
+    }
+
+    /// Whether a stream that has not answered since then may be made anew elsewhere.
+    pub(super) fn may_abandon(&self, stream: To<'_>, silent_since: Instant) -> bool {
         let is_queue = matches!(stream, To::Queue(_));
-        is_queue && stream.plan().stream.num_replicas == 1 && self.settings.servers.len() > 1
+        let kept_once = stream.plan().stream.num_replicas == 1 && self.settings.servers.len() > 1;
+        is_queue && kept_once && silent_since.elapsed() >= self.settings.abandon_after
     }
 
     /// Has the servers forget a stream, so that the next look makes it anew. The server that would confirm it may be the one that is away,

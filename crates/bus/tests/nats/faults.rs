@@ -112,23 +112,44 @@ async fn a_bus_starts_though_the_only_server_of_its_stream_stays_away() {
     let nats = Nats::start(3).unwrap();
     let settings = Settings {
         letter_replicas: 3,
-        start_timeout: Duration::from_secs(2),
+        abandon_after: Duration::from_secs(2),
         request_timeout: Duration::from_secs(1),
         ..settings(&nats.urls())
     };
     open(&settings).await.close().await;
     keeper(&nats, &settings).await.kill().unwrap();
-    let bus = soon(async {
-        loop {
-            if let Ok(bus) = Bus::nats(settings.clone(), LIMITS, &[WORK]).await {
-                return bus;
-            }
-        }
-    })
-    .await;
+    let bus = soon(open(&settings)).await;
     let mut consumer = bus.subscribe(WORK);
     publish_at_last(&bus, frame([1])).await;
     finish(&mut consumer, [1]).await;
+}
+
+/// Where starts are many and the servers slow, each start that gave up a stream would cost all others what is in it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_start_waits_for_a_stream_that_is_slow_and_leaves_it_what_is_in_it() {
+    let nats = Nats::start(3).unwrap();
+    let settings = Settings {
+        letter_replicas: 3,
+        abandon_after: PATIENCE,
+        set_up_timeout: NEVER,
+        ..settings(&nats.urls())
+    };
+    let bus = open(&settings).await;
+    bus.publish(WORK, frame([1])).await.unwrap();
+    bus.close().await;
+
+    let (keeper, operator) = (keeper(&nats, &settings).await, operator(&settings).await);
+    keeper.pause().unwrap();
+    let starting = tokio::spawn({
+        let settings = settings.clone();
+        async move { open(&settings).await }
+    });
+    // Who asks for the stream gets no answer; nor does the start, which asks for less long.
+    until(async || operator.get_stream(stream(&settings)).await.is_err()).await;
+    assert!(!starting.is_finished());
+    keeper.resume().unwrap();
+    let bus = soon(starting).await.unwrap();
+    finish(&mut bus.subscribe(WORK), [1]).await;
 }
 
 /// The server that has the queue's stream.
