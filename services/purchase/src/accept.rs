@@ -6,10 +6,14 @@
 //! Where other replicas accept into the same database, two may be asked for the same key at once: the unique key makes one of
 //! their transactions fail, and it is run again, to find what the other accepted.
 //!
+//! There is one batch at a time. If it is stuck, because the database does not answer or nobody can tell whether a commit happened,
+//! those behind it are refused after a while instead of waiting as long as it does.
+//!
 //! What never happens: a 201 before the commit, an effect of a request that was refused, two purchases for one customer and key.
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -22,7 +26,7 @@ use shop::purchase::{ORCHESTRATOR, PURCHASE_SAGA, PURCHASE_SAGA_VERSION, Purchas
 use telemetry::Spans;
 use telemetry::spans::{Cause, Detail, Handling, Kind, within};
 use tokio::sync::{mpsc, oneshot};
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout};
 use wire::messages::{About, Pen};
 use wire::time::{Clock, UnixMillis};
 
@@ -60,6 +64,12 @@ pub(crate) enum NotAccepted {
         /// The bound.
         bound_requests: usize,
     },
+    /// The batch before this request has been under way for too long.
+    #[error("purchases before this one have been waiting for the database for over {patience_seconds} s")]
+    Stuck {
+        /// How long is waited.
+        patience_seconds: u64,
+    },
     /// The service is stopping.
     #[error("the service is stopping")]
     Stopping,
@@ -78,6 +88,8 @@ pub(crate) struct Settings {
     pub(crate) batch_requests: usize,
     /// Requests that may wait.
     pub(crate) queue_requests: usize,
+    /// How long a batch may be under way before those who wait behind it are refused.
+    pub(crate) patience: Duration,
     /// The time after which a purchase that has not been decided is cancelled.
     pub(crate) deadline: Duration,
     /// The time after which the reconciler looks after a purchase for the first time.
@@ -135,11 +147,44 @@ pub(crate) fn start(parts: Parts) -> (Accept, impl Future<Output = ()> + Send) {
         // While a batch is being written, the next one gathers.
         while waiting.recv_many(&mut batch, limit).await > 0 {
             pace.took(batch.len(), limit, Instant::now());
-            parts.work_off(&mut batch).await;
+            let patience = parts.settings.patience;
+            unless_stuck(parts.work_off(&mut batch), patience, &mut waiting, |(request, answer)| {
+                // Its place is free before it is told so.
+                drop(request);
+                // Whoever asked may have gone.
+                let _ = answer.send(Err(NotAccepted::Stuck { patience_seconds: patience.as_secs() }));
+            })
+            .await;
             pace.gather().await;
         }
     };
     (Accept { queue, bound_requests }, task)
+}
+
+/// Waits for a batch. From the time on when it has taken longer than `patience`, and until it is over, whoever waits or comes is
+/// refused.
+async fn unless_stuck<T>(
+    batch: impl Future<Output = ()>,
+    patience: Duration,
+    waiting: &mut mpsc::Receiver<T>,
+    mut refuse: impl FnMut(T),
+) {
+    let mut batch = pin!(batch);
+    if timeout(patience, &mut batch).await.is_ok() {
+        return;
+    }
+    let mut refused = 0_u64;
+    loop {
+        tokio::select! {
+            biased;
+            () = &mut batch => break,
+            Some(one) = waiting.recv() => {
+                refuse(one);
+                refused += 1;
+            }
+        }
+    }
+    tracing::warn!(refused, "a batch of purchases was under way for long; those behind it were refused");
 }
 
 /// A request without its place.
@@ -365,5 +410,62 @@ mod tests {
         let expected = [As(1), As(2), As(3), As(3), OtherRequest(3), As(6), As(77), OtherRequest(77)];
         assert_eq!(accepted, expected);
         assert_eq!(is_new, [true, true, true, false, false, true, false, false]);
+    }
+    /// A queue of numbers, and a batch that takes until something is sent.
+    fn queue() -> (mpsc::Sender<u32>, mpsc::Receiver<u32>, oneshot::Sender<()>, oneshot::Receiver<()>) {
+        let (send, waiting) = mpsc::channel(8);
+        let (finish, finished) = oneshot::channel();
+        (send, waiting, finish, finished)
+    }
+
+    #[tokio::test]
+    async fn behind_a_batch_that_is_stuck_everybody_is_refused_until_it_is_over() {
+        let (send, mut waiting, finish, finished) = queue();
+        let (told, mut refused) = mpsc::unbounded_channel();
+        send.send(1).await.unwrap();
+        let batch = async { finished.await.unwrap() };
+        let refuse = |one| told.send(one).unwrap();
+        let stuck = unless_stuck(batch, Duration::from_millis(1), &mut waiting, refuse);
+        let customers = async {
+            assert_eq!(refused.recv().await, Some(1), "who waited already");
+            send.send(2).await.unwrap();
+            assert_eq!(refused.recv().await, Some(2), "who came later");
+            finish.send(()).unwrap();
+        };
+        tokio::join!(stuck, customers);
+        send.send(3).await.unwrap();
+        assert_eq!(waiting.recv().await, Some(3), "it goes on");
+    }
+
+    #[tokio::test]
+    async fn behind_a_batch_that_is_only_slow_everybody_waits() {
+        let (send, mut waiting, finish, finished) = queue();
+        let batch = async { finished.await.unwrap() };
+        let refuse = |one| panic!("{one} was refused");
+        let slow = unless_stuck(batch, Duration::from_secs(3600), &mut waiting, refuse);
+        let customers = async {
+            send.send(1).await.unwrap();
+            tokio::task::yield_now().await;
+            finish.send(()).unwrap();
+        };
+        tokio::join!(slow, customers);
+        assert_eq!(waiting.recv().await, Some(1));
+    }
+
+    #[tokio::test]
+    async fn a_batch_that_is_stuck_while_the_service_stops_is_waited_for() {
+        let (send, mut waiting, finish, finished) = queue();
+        drop(send);
+        let mut over = false;
+        let batch = async {
+            finished.await.unwrap();
+            over = true;
+        };
+        let ends = async {
+            tokio::task::yield_now().await;
+            finish.send(()).unwrap();
+        };
+        tokio::join!(unless_stuck(batch, Duration::ZERO, &mut waiting, |_| ()), ends);
+        assert!(over);
     }
 }

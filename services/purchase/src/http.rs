@@ -191,6 +191,9 @@ impl From<NotAccepted> for ApiError {
             NotAccepted::QueueFull { .. } => {
                 ApiError::unavailable("too many purchases are waiting", RETRY_AFTER_SECONDS)
             }
+            NotAccepted::Stuck { .. } => {
+                ApiError::unavailable("temporarily unavailable, try again", RETRY_AFTER_SECONDS)
+            }
             NotAccepted::Stopping => ApiError::unavailable("the shop is stopping", RETRY_AFTER_SECONDS),
             NotAccepted::Ids(error) => error.into(),
             NotAccepted::Database(error) => error.into(),

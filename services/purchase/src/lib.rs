@@ -96,6 +96,8 @@ pub struct Config {
     pub accept_batch_requests: usize,
     /// Requests that may wait to be accepted. More are refused with 503.
     pub accept_queue_requests: usize,
+    /// How long the transaction that accepts purchases may take before those who wait behind it are refused with 503.
+    pub accept_patience: Duration,
     /// How far back an event stream without a cursor begins.
     pub look_back: Duration,
     /// Event streams at a time. More are refused with 503.
@@ -108,6 +110,10 @@ pub struct Config {
     /// start then takes nothing over, and what they do is followed.
     pub replicated: bool,
 }
+
+/// How long the transaction that accepts purchases may take before those who wait behind it are refused, unless there is a reason
+/// for another time.
+pub const ACCEPT_PATIENCE: Duration = Duration::from_secs(8);
 
 impl Default for Config {
     fn default() -> Config {
@@ -124,6 +130,7 @@ impl Default for Config {
             purge_grace: Duration::from_secs(600),
             accept_batch_requests: 512,
             accept_queue_requests: 8_192,
+            accept_patience: ACCEPT_PATIENCE,
             look_back: Duration::from_secs(30),
             max_streams: 16_384,
             max_streams_per_customer: 32,
@@ -270,6 +277,7 @@ pub async fn start(parts: Parts) -> Result<(PurchaseService, Vec<Task>), StartEr
         settings: accept::Settings {
             batch_requests: config.accept_batch_requests,
             queue_requests: config.accept_queue_requests,
+            patience: config.accept_patience,
             deadline: config.deadline,
             first_wake: config.retry_first,
         },
