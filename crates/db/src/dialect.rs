@@ -9,6 +9,7 @@
 //! | `{for update skip locked}` | nothing | `FOR UPDATE SKIP LOCKED`: rows that others hold are left out |
 //! | `{for share}` | nothing | `LOCK IN SHARE MODE`, which both servers know |
 //! | `{insert ignore}` | `INSERT OR IGNORE` | `INSERT IGNORE` |
+//! | `{insert many} INTO t SELECT ..` | `INSERT OR FAIL`, without a journal of the statement | `INSERT` |
 //! | `{insert into t (id, n) from set(id INT) AS s values (s.id, 7)}` | `INSERT .. VALUES`, of one row or a few | `INSERT .. VALUES`, of all rows |
 //! | `{from set(id INT) AS s join product AS p on p.id = s.id}` | `FROM product AS p WHERE ..` | `FROM .. STRAIGHT_JOIN .. FORCE INDEX .. ON ..` |
 //! | `{update product AS p join set(id INT, n INT) AS s on p.id = s.id set stock = p.stock - s.n}` | `UPDATE .. SET .. WHERE` | `UPDATE .. STRAIGHT_JOIN .. ON .. SET` |
@@ -20,7 +21,7 @@
 //! all rows at once, because a round trip costs more than the work: as one parameter, a table in JSON (`JSON_TABLE(?, ..)`), or, to insert them,
 //! as literals (`mysql/insert.rs`). SQLite is called in this thread, so there
 //! the statement is run row by row, with `s.id` bound like any other parameter: a point lookup without a join, several times
-//! faster than a table function. Inserts take a few rows at a time ([`ROWS_AT_ONCE`]), because to begin and end a statement costs SQLite as
+//! faster than a table function. Inserts take some rows at a time ([`ROWS_AT_ONCE`]), because to begin and end a statement costs SQLite as
 //! much as a row.
 //!
 //! A server joins the set with the table by the table's primary key, in the order of the set, whatever its optimizer thinks of
@@ -48,9 +49,13 @@ use std::sync::Arc;
 
 use crate::mysql::insert::Insert;
 
-/// So many rows of a set are one statement when SQLite inserts them; what is left over goes row by row. With 8, a row takes 5,400 instructions, by itself
-/// 8,000, with 16 5,100; and batches of a few dozen leave little over.
-pub(crate) const ROWS_AT_ONCE: usize = 8;
+/// So many rows of a set are one statement when SQLite inserts them, as many as there are of the first number, then of the next; what is left
+/// over goes row by row.
+///
+/// Each statement that inserts several rows with their numbers as keys is prepared to be undone alone, whatever it is told: at each one
+/// SQLite copies the pages that it touches. So many rows at once are cheaper than few. SQLite alone takes 3,810 instructions a
+/// row for a batch of 100 by 8, 3,490 by 32 and 8, 3,560 by 64 and 8; for one of 450 3,650, 3,310 and 3,250.
+pub(crate) const ROWS_AT_ONCE: [usize; 2] = [32, 8];
 
 /// A kind of database.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -71,11 +76,14 @@ pub(crate) struct Statements {
 /// A statement for one database.
 struct Translated {
     text: Cow<'static, str>,
-    /// What SQLite runs instead for [`ROWS_AT_ONCE`] rows, if it inserts a set.
-    many: Option<String>,
+    /// What SQLite runs instead for [`ROWS_AT_ONCE`] rows each, if it inserts a set.
+    many: Option<Many>,
     /// What a server is sent instead, if it inserts a set.
     insert: Option<Arc<Insert>>,
 }
+
+/// A statement for each of [`ROWS_AT_ONCE`].
+pub(crate) type Many = [String; ROWS_AT_ONCE.len()];
 
 impl Statements {
     pub(crate) fn new(dialect: Dialect) -> Statements {
@@ -87,10 +95,10 @@ impl Statements {
         &self.translated(sql).text
     }
 
-    /// The text, and the one for [`ROWS_AT_ONCE`] rows if the statement inserts a set on SQLite.
-    pub(crate) fn texts(&mut self, sql: &'static str) -> (&str, Option<&str>) {
+    /// The text, and those for [`ROWS_AT_ONCE`] rows if the statement inserts a set on SQLite.
+    pub(crate) fn texts(&mut self, sql: &'static str) -> (&str, Option<&Many>) {
         let Translated { text, many, .. } = self.translated(sql);
-        (text, many.as_deref())
+        (text, many.as_ref())
     }
 
     /// What a server is sent instead of the text, if the statement inserts a set.
@@ -133,6 +141,8 @@ fn translated(dialect: Dialect, sql: &'static str) -> Translated {
             "for update" | "for update skip locked" | "for share" => {}
             "insert ignore" if dialect == Dialect::Mysql => text.push_str("INSERT IGNORE"),
             "insert ignore" => text.push_str("INSERT OR IGNORE"),
+            "insert many" if dialect == Dialect::Mysql => text.push_str("INSERT"),
+            "insert many" => text.push_str("INSERT OR FAIL"),
             other => {
                 let clause = SetClause::parse(&marker);
                 let first = set.is_none() && !text.contains('?');
@@ -143,7 +153,7 @@ fn translated(dialect: Dialect, sql: &'static str) -> Translated {
                 };
                 text.push_str(&clause.text(dialect));
                 if let (SetVerb::Insert { into, values }, Dialect::Sqlite) = (&clause.verb, dialect) {
-                    many = Some(clause.set.insert_many(into, values, sql));
+                    many = Some(ROWS_AT_ONCE.map(|rows| clause.set.insert_many(rows, into, values, sql)));
                 }
                 set = Some((clause.set, matches!(clause.verb, SetVerb::Insert { .. })));
             }
@@ -243,10 +253,10 @@ impl SetTable {
         place
     }
 
-    /// An insert of [`ROWS_AT_ONCE`] rows. Not OR ABORT, which is what SQLite does unless it is told: it would write a journal for the statement, to undo
-    /// the rows before one that fails.
-    fn insert_many(&self, into: &str, values: &str, sql: &str) -> String {
-        let rows = (0..ROWS_AT_ONCE).map(|row| {
+    /// An insert of so many rows. Not OR ABORT, which is what SQLite does unless it is told: it would write a journal for the statement, to undo
+    /// the rows before one that fails. (It does so all the same where a row's number is its key, because that may turn out to be none.)
+    fn insert_many(&self, rows: usize, into: &str, values: &str, sql: &str) -> String {
+        let rows = (0..rows).map(|row| {
             let bound = row * self.columns.len();
             let values =
                 replace_names(values, |name| Some(format!("?{}", bound + self.place(name, sql)? + 1)));
@@ -438,15 +448,18 @@ mod tests {
         );
         assert_eq!(translate(Dialect::Sqlite, DELETE), "DELETE FROM product AS p WHERE p.id = ?1");
         assert_eq!(translate(Dialect::Sqlite, "{insert ignore} INTO t"), "INSERT OR IGNORE INTO t");
+        assert_eq!(translate(Dialect::Sqlite, "{insert many} INTO t"), "INSERT OR FAIL INTO t");
     }
 
     #[test]
-    fn sqlite_inserts_a_few_rows_at_once() {
+    fn sqlite_inserts_some_rows_at_once() {
         let mut statements = Statements::new(Dialect::Sqlite);
-        let rows = "(?1, ?2, 7), (?3, ?4, 7), (?5, ?6, 7), (?7, ?8, 7), (?9, ?10, 7), (?11, ?12, 7), (?13, ?14, 7), (?15, ?16, 7)";
-        let many = format!("INSERT OR FAIL INTO t (id, reply, n) VALUES {rows}");
-        let one = "INSERT INTO t (id, reply, n) VALUES (?1, ?2, 7)";
-        assert_eq!(statements.texts(INSERT), (one, Some(many.as_str())));
+        let eight = "(?1, ?2, 7), (?3, ?4, 7), (?5, ?6, 7), (?7, ?8, 7), (?9, ?10, 7), (?11, ?12, 7), (?13, ?14, 7), (?15, ?16, 7)";
+        let (one, many) = statements.texts(INSERT);
+        assert_eq!(one, "INSERT INTO t (id, reply, n) VALUES (?1, ?2, 7)");
+        let [thirty_two, of_eight] = many.expect("it inserts a set");
+        assert_eq!(*of_eight, format!("INSERT OR FAIL INTO t (id, reply, n) VALUES {eight}"));
+        assert!(thirty_two.starts_with(of_eight.as_str()) && thirty_two.ends_with(", (?63, ?64, 7)"));
         assert_eq!(statements.texts(DELETE).1, None);
         assert_eq!(Statements::new(Dialect::Mysql).texts(INSERT).1, None);
     }
@@ -480,6 +493,7 @@ mod tests {
              STRAIGHT_JOIN product AS p FORCE INDEX (PRIMARY) ON p.id = s.id"
         );
         assert_eq!(translate(Dialect::Mysql, "{insert ignore} INTO t"), "INSERT IGNORE INTO t");
+        assert_eq!(translate(Dialect::Mysql, "{insert many} INTO t"), "INSERT INTO t");
         assert_eq!(
             translate(Dialect::Mysql, "SELECT 1 {for update skip locked}"),
             "SELECT 1 FOR UPDATE SKIP LOCKED"

@@ -18,7 +18,7 @@ use std::time::{Duration, Instant};
 
 use rusqlite::{Connection, OpenFlags, ffi};
 
-use crate::dialect::{Dialect, ROWS_AT_ONCE, Statements};
+use crate::dialect::{Dialect, Many, ROWS_AT_ONCE, Statements};
 use crate::error::extended_code;
 use crate::job::{Counters, Job};
 use crate::queue::Queue;
@@ -243,27 +243,25 @@ fn query_rows(
     Ok(())
 }
 
-/// Runs a statement, for each row of its set if it has one; `many` is for [`ROWS_AT_ONCE`] of them. Returns how many rows it changed.
-fn execute(conn: &Connection, one: &str, many: Option<&str>, params: &[Value<'_>]) -> rusqlite::Result<u64> {
+/// Runs a statement, for each row of its set if it has one; `many` are for [`ROWS_AT_ONCE`] of them. Returns how many rows it changed.
+fn execute(conn: &Connection, one: &str, many: Option<&Many>, params: &[Value<'_>]) -> rusqlite::Result<u64> {
     let [Value::Set(set), others @ ..] = params else {
         return Ok(conn.prepare_cached(one)?.execute(rusqlite::params_from_iter(params))? as u64);
     };
     let mut changed = 0;
     let mut rows = set.rows();
     let mut left = set.len();
-    if let Some(many) = many.filter(|_| left >= ROWS_AT_ONCE) {
-        let mut statement = conn.prepare_cached(many)?;
-        while left >= ROWS_AT_ONCE {
-            bind(&mut statement, rows.by_ref().take(ROWS_AT_ONCE).flatten(), others)?;
-            changed += statement.raw_execute()? as u64;
-            left -= ROWS_AT_ONCE;
+    let several =
+        many.into_iter().flat_map(|many| ROWS_AT_ONCE.into_iter().zip(many.iter().map(String::as_str)));
+    for (at_once, text) in several.chain([(1, one)]) {
+        if left < at_once {
+            continue;
         }
-    }
-    if left > 0 {
-        let mut statement = conn.prepare_cached(one)?;
-        for row in rows {
-            bind(&mut statement, row, others)?;
+        let mut statement = conn.prepare_cached(text)?;
+        while left >= at_once {
+            bind(&mut statement, rows.by_ref().take(at_once).flatten(), others)?;
             changed += statement.raw_execute()? as u64;
+            left -= at_once;
         }
     }
     Ok(changed)

@@ -195,13 +195,13 @@ pub(crate) fn finish(tx: &mut Tx<'_>, finishes: &[&Finish], list_behind: u64) ->
 fn list_by_customer(tx: &mut Tx<'_>, after: u64, last: u64) -> Result<(), Error> {
     let range = [Value::from(after), Value::from(last)];
     tx.execute(
-        "INSERT INTO customer_purchase (customer_id, id)
+        "{insert many} INTO customer_purchase (customer_id, id)
          SELECT customer_id, id FROM purchase_ended WHERE finished_no > ? AND finished_no <= ?
          ORDER BY customer_id, id",
         &range,
     )?;
     tx.execute(
-        "INSERT INTO customer_ended (customer_id, finished_no)
+        "{insert many} INTO customer_ended (customer_id, finished_no)
          SELECT customer_id, finished_no FROM purchase_ended WHERE finished_no > ? AND finished_no <= ?
          ORDER BY customer_id, finished_no",
         &range,
