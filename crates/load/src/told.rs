@@ -60,6 +60,8 @@ struct Event<'a> {
     status: &'a str,
 }
 
+/// Of a step that has begun. In quotes: within a text they would be escaped.
+static BEGUN: LazyLock<Finder<'static>> = LazyLock::new(|| Finder::new("\"STATUS_EXECUTE\""));
 /// Words of which an event that matters has one.
 static WORDS: LazyLock<[Finder<'static>; 3]> =
     LazyLock::new(|| ["CREATE_PAYMENT", "STATUS_FAILED", "STATUS_ROLLBACK"].map(Finder::new));
@@ -67,7 +69,7 @@ static WORDS: LazyLock<[Finder<'static>; 3]> =
 /// Reads an event's data. None where it says nothing that matters, or nothing that is known.
 pub(crate) fn read(data: &[u8]) -> Option<Told> {
     // Most events do not matter, and reading JSON costs ten times as much as looking for words.
-    if !WORDS.iter().any(|word| word.find(data).is_some()) {
+    if BEGUN.find(data).is_some() || !WORDS.iter().any(|word| word.find(data).is_some()) {
         return None;
     }
     let Event { purchase_id, step, status } = serde_json::from_slice(data).ok()?;
@@ -111,6 +113,10 @@ mod tests {
                 r#"{"purchase_id":7,"step":"UPDATE_PRODUCT_INVENTORY","status":"STATUS_ROLLBACK_FAIL"}"#,
                 told(7, News::NotRolledBack),
             ),
+            (
+                r#"{"purchase_id":7,"step":"CREATE_PAYMENT","status":"STATUS_FAILED","reason":"\"STATUS_EXECUTE\""}"#,
+                told(7, News::Refused(Step::Payment)),
+            ),
         ] {
             assert_eq!(read(data.as_bytes()), expected, "{data}");
         }
@@ -124,6 +130,7 @@ mod tests {
             "{}",
             "[]",
             r#"{"purchase_id":7,"step":"CREATE_PAYMENT","status":"STATUS_EXUCUTE"}"#,
+            r#"{"purchase_id":7,"step":"CREATE_PAYMENT","status":"STATUS_EXECUTE"}"#,
             r#"{"purchase_id":7,"step":"CREATE_ORDER","status":"STATUS_SUCCESS"}"#,
             r#"{"purchase_id":7,"step":"CREATE_ORDER","status":"STATUS_ROLLBACKED"}"#,
             r#"{"purchase_id":-7,"step":"CREATE_PAYMENT","status":"STATUS_SUCCESS"}"#,
