@@ -24,6 +24,11 @@ pub(crate) struct Pace {
     /// The run with kills, and how many.
     pub(crate) crash: Duration,
     pub(crate) kills: u32,
+    /// The run on servers, for each number of processes, and what is measured beside it.
+    pub(crate) servers: Duration,
+    pub(crate) beside: Duration,
+    /// The run in which the broker is lost.
+    pub(crate) broker: Duration,
     /// Finished purchases in the large database.
     pub(crate) finished: i64,
     /// Event streams.
@@ -42,6 +47,9 @@ impl Pace {
         overload: Duration::from_secs(120),
         crash: Duration::from_secs(60),
         kills: 10,
+        servers: Duration::from_secs(300),
+        beside: Duration::from_secs(5),
+        broker: Duration::from_secs(60),
         finished: 1_000_000,
         streams: 10_000,
         criterion: &[],
@@ -56,6 +64,9 @@ impl Pace {
         overload: Duration::from_secs(3),
         crash: Duration::from_secs(6),
         kills: 2,
+        servers: Duration::from_secs(3),
+        beside: Duration::from_secs(1),
+        broker: Duration::from_secs(12),
         finished: 2_000,
         streams: 100,
         criterion: &["--warm-up-time", "0.1", "--measurement-time", "0.2", "--sample-size", "10"],

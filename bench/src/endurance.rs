@@ -121,7 +121,8 @@ pub(crate) async fn steady(bench: &Bench) -> Result<Findings, Error> {
         row.extend(closest.map_or(vec![0.0; INTERVAL.len() - 1], |interval| interval[1..].to_vec()));
     }
     let columns = ["seconds", "resident MiB", "WAL MiB", "sagas under way", "oldest, seconds"];
-    let columns = columns.into_iter().chain(["completed/s", "p50 ms", "p99 ms"]).map(str::to_owned).collect();
+    let columns =
+        columns.into_iter().chain(INTERVAL_COLUMNS.into_iter().skip(1)).map(str::to_owned).collect();
     Ok(Findings {
         figures: vec![
             Figure::new(
@@ -158,7 +159,11 @@ fn quarter(rows: &[Vec<f64>], number: usize) -> Vec<f64> {
 const INTERVAL: [(&str, f64); 4] =
     [("/t", 1.0), ("/completed", 1.0), ("/completion_us/p50", 1e-3), ("/completion_us/p99", 1e-3)];
 
-fn intervals(lines: &str) -> Result<Vec<Vec<f64>>, Error> {
+/// What the columns of [`intervals`] are.
+pub(crate) const INTERVAL_COLUMNS: [&str; INTERVAL.len()] = ["seconds", "completed/s", "p50 ms", "p99 ms"];
+
+/// A row for each second of a load's series.
+pub(crate) fn intervals(lines: &str) -> Result<Vec<Vec<f64>>, Error> {
     let line = |line: &str| {
         let said: Value = serde_json::from_str(line)?;
         // A second in which nothing ended has no latency.
@@ -208,7 +213,7 @@ pub(crate) async fn overload(bench: &Bench) -> Result<Findings, Error> {
 }
 
 /// What `--verify` says of a run.
-fn wrong(run: &Run) -> Figure {
+pub(crate) fn wrong(run: &Run) -> Figure {
     let wrong = if run.passed { 0.0 } else { 1.0 };
     Figure::new("runs whose stock, orders and payments do not add up", Unit::Count, [wrong])
         .asked(Asked::AtMost(0.0))

@@ -66,6 +66,23 @@ pub(crate) struct Running {
 }
 
 impl Running {
+    /// Waits for its end, and before it for what can be seen while it runs.
+    ///
+    /// # Errors
+    /// When it ends before that is seen, and as [`Running::finish`].
+    pub(crate) async fn after<T>(
+        self,
+        seen: impl Future<Output = Result<T, Error>>,
+    ) -> Result<(Run, T), Error> {
+        let finish = self.finish();
+        tokio::pin!(finish);
+        let seen = tokio::select! {
+            seen = seen => seen?,
+            run = &mut finish => return Err(format!("the load ended too early: {}", run?.raw()).into()),
+        };
+        Ok((finish.await?, seen))
+    }
+
     /// Waits for its end.
     ///
     /// # Errors
@@ -181,6 +198,14 @@ impl Run {
     /// When it does not say.
     pub(crate) fn completed_in_all(&self) -> Result<f64, Error> {
         self.number("/total/completed")
+    }
+
+    /// Accepted purchases whose end was not told in time.
+    ///
+    /// # Errors
+    /// When it does not say.
+    pub(crate) fn unresolved(&self) -> Result<f64, Error> {
+        self.number("/unresolved")
     }
 
     /// All that it said, for the record.

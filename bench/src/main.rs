@@ -18,6 +18,7 @@ mod record;
 mod report;
 mod scenario;
 mod server;
+mod servers;
 mod stock;
 mod wrk;
 

@@ -14,14 +14,17 @@ use crate::wrk::{self, Requests};
 pub(crate) const CUSTOMERS: u32 = 16;
 /// Products that purchases are spread over.
 const PRODUCTS: usize = 100;
-/// The pause between two looks.
-const LOOK: Duration = Duration::from_millis(20);
+/// Buyers of a crowd: each batch has many of them.
+const CROWD: u32 = 2_048;
+/// Connections of the witness's crowd.
+const WITNESS_CROWD: u32 = 1_024;
 
 /// Purchases at the peak; the processor time and the memory that they cost.
 pub(crate) async fn purchase(bench: &Bench) -> Result<Findings, Error> {
     let (shop, bare) = (bench.shop("purchase").await?, bench.bare().await?);
     let mut findings = Findings::default();
     let (mut ended, mut ended_beside) = (Vec::new(), Vec::new());
+    let (mut crowd, mut crowd_beside) = (Vec::new(), Vec::new());
     let (mut answered, mut answered_beside) = (Vec::new(), Vec::new());
     let (mut cpu, mut cpu_beside) = (Vec::new(), Vec::new());
     let (mut load_cpu, mut load_cpu_beside) = (Vec::new(), Vec::new());
@@ -39,6 +42,14 @@ pub(crate) async fn purchase(bench: &Bench) -> Result<Findings, Error> {
         load_cpu_beside.push(run.own_micros_per_answer()?);
         findings.raw.push(run.raw());
 
+        let run = bench.load(&shop.server.base).with(&until_completed(CROWD)).run().await?;
+        crowd.push(run.completed_per_second()?);
+        findings.raw.push(run.raw());
+
+        let (run, _) = bare_purchases(bench, &bare, CROWD).await?;
+        crowd_beside.push(run.accepted_per_second()?);
+        findings.raw.push(run.raw());
+
         let waits_for_answer = format!("--buyers 128 --customers {CUSTOMERS} --until accepted");
         let run = bench.load(&shop.server.base).with(&waits_for_answer).run().await?;
         answered.push(run.completed_per_second()?);
@@ -54,6 +65,7 @@ pub(crate) async fn purchase(bench: &Bench) -> Result<Findings, Error> {
     let peak_memory = |server: &Server| Ok::<_, Error>([server.memory()?.peak as f64]);
     let binary = std::fs::metadata(&bench.saga)?.len() as f64;
     findings.figures = vec![
+        rate(&format!("completed purchases, {CROWD} buyers who wait for the end"), crowd, crowd_beside),
         rate(PEAK, ended, ended_beside),
         rate("completed purchases, 128 buyers who wait for the answer", answered, answered_beside),
         Figure::new("processor time of the server per purchase", Unit::Micros, cpu).beside(cpu_beside),
@@ -89,23 +101,10 @@ fn micros(duration: Duration) -> f64 {
 async fn cost_of_a_purchase(shop: &Shop, load: Running) -> Result<(Run, Duration), Error> {
     let client = shop.server.client();
     let begun = async {
-        let mut last = stock::left(&client).await?;
-        loop {
-            tokio::time::sleep(LOOK).await;
-            let now = stock::left(&client).await?;
-            if last.sold_until(&now).is_some_and(|sold| sold > 0) {
-                return Ok::<_, Error>((now, shop.server.cpu_time()?));
-            }
-            last = now;
-        }
+        let left = stock::first_sale(&client).await?;
+        Ok::<_, Error>((left, shop.server.cpu_time()?))
     };
-    let finish = load.finish();
-    tokio::pin!(finish);
-    let (before, cpu) = tokio::select! {
-        begun = begun => begun?,
-        run = &mut finish => return Err(format!("nothing was sold: {}", run?.raw()).into()),
-    };
-    let run = finish.await?;
+    let (run, (before, cpu)) = load.after(begun).await?;
     let used = shop.server.cpu_time()? - cpu;
     let sold = before.sold_until(&stock::left(&client).await?).filter(|sold| *sold > 0);
     let sold = sold.ok_or("no purchase left the stock")?;
@@ -119,51 +118,72 @@ pub(crate) async fn witness(bench: &Bench) -> Result<Findings, Error> {
     let here = Market::open(&client, PRODUCTS, CUSTOMERS as usize).await?;
     let there = Market::open(&bare.client(), PRODUCTS, CUSTOMERS as usize).await?;
     let scripts = bench.root.join("bench/wrk");
-    let wrk = async |base: &str, duration, requests| {
-        wrk::run(&scripts, &bench.work, base, duration, requests).await
+    let wrk = async |base: &str, connections, duration, requests| {
+        wrk::run(&scripts, &bench.work, base, duration, requests, connections).await
     };
-    let measure = async |base: &str, requests| {
-        wrk(base, bench.pace.warm_up, requests).await?;
-        wrk(base, bench.pace.measure, requests).await
+    let measure = async |base: &str, connections, requests| {
+        wrk(base, connections, bench.pace.warm_up, requests).await?;
+        wrk(base, connections, bench.pace.measure, requests).await
     };
     let mut findings = Findings::default();
-    let (mut sold_rate, mut bare_rate, mut answered, mut lost) = (vec![], vec![], vec![], vec![]);
-    let (mut reads, mut bare_reads) = (vec![], vec![]);
+    let mut crowds = [wrk::CONNECTIONS, WITNESS_CROWD]
+        .map(|connections| Witnessed { connections, ..Witnessed::default() });
+    let (mut reads, mut bare_reads, mut lost) = (vec![], vec![], vec![]);
     for _ in 0..bench.pace.rounds {
-        wrk(&shop.server.base, bench.pace.warm_up, here.purchases()).await?;
-        shop.quiet().await?;
-        let before = stock::left(&client).await?;
-        let bought = wrk(&shop.server.base, bench.pace.measure, here.purchases()).await?;
-        let at_the_end = stock::left(&client).await?;
-        shop.quiet().await?;
-        let sold = |later| before.sold_until(later).ok_or("somebody created products");
-        sold_rate.push(sold(&at_the_end)? as f64 / bought.seconds);
-        answered.push(bought.rate());
-        let missing = bought.rate() * bought.seconds - sold(&stock::left(&client).await?)? as f64;
-        lost.push(missing.max(0.0));
-
-        bare_rate.push(measure(&bare.base, there.purchases()).await?.rate());
-        reads.push(measure(&shop.server.base, Requests::Products(&here.products)).await?.rate());
-        bare_reads.push(measure(&bare.base, Requests::Products(&there.products)).await?.rate());
-        findings.raw.push(serde_json::to_value(bought)?);
+        for Witnessed { connections, sold, answered, bare: beside } in &mut crowds {
+            let connections = *connections;
+            wrk(&shop.server.base, connections, bench.pace.warm_up, here.purchases()).await?;
+            shop.quiet().await?;
+            let before = stock::left(&client).await?;
+            let bought = wrk(&shop.server.base, connections, bench.pace.measure, here.purchases()).await?;
+            let at_the_end = stock::left(&client).await?;
+            shop.quiet().await?;
+            let sold_until = |later| before.sold_until(later).ok_or("somebody created products");
+            sold.push(sold_until(&at_the_end)? as f64 / bought.seconds);
+            answered.push(bought.rate());
+            let missing = bought.rate() * bought.seconds - sold_until(&stock::left(&client).await?)? as f64;
+            lost.push(missing.max(0.0));
+            beside.push(measure(&bare.base, connections, there.purchases()).await?.rate());
+            findings.raw.push(serde_json::to_value(bought)?);
+        }
+        let [of_shop, of_bare] = [&here, &there].map(|market| Requests::Products(&market.products));
+        reads.push(measure(&shop.server.base, wrk::CONNECTIONS, of_shop).await?.rate());
+        bare_reads.push(measure(&bare.base, wrk::CONNECTIONS, of_bare).await?.rate());
     }
-    findings.figures = vec![
-        Figure::new("purchases that left the stock", Unit::PerSecond, sold_rate)
-            .beside(bare_rate.clone())
-            .asked(Asked::RatioAtLeast(0.5)),
-        Figure::new("purchases answered 201", Unit::PerSecond, answered).beside(bare_rate),
+    for Witnessed { connections, sold, answered, bare } in crowds {
+        let rate = |what: &str, runs| {
+            Figure::new(format!("{connections} connections: {what}"), Unit::PerSecond, runs)
+        };
+        findings.figures.extend([
+            rate("purchases that left the stock", sold).beside(bare.clone()).asked(Asked::RatioAtLeast(0.5)),
+            rate("purchases answered 201", answered).beside(bare),
+        ]);
+    }
+    findings.figures.extend([
         Figure::new("purchases answered 201 that never left the stock", Unit::Count, lost)
             .asked(Asked::AtMost(0.0)),
         Figure::new("GET /api/product/{id}", Unit::PerSecond, reads)
             .beside(bare_reads)
             .asked(Asked::RatioAtLeast(0.7)),
+    ]);
+    findings.notes = vec![
+        "wrk. What left the stock is the difference of two looks at GET /api/products, before the run and at its end. GET with 128 \
+         connections."
+            .to_owned(),
     ];
-    findings.notes = vec![format!(
-        "wrk with {} connections. What left the stock is the difference of two looks at GET /api/products, before \
-         the run and at its end.",
-        wrk::CONNECTIONS
-    )];
     Ok(findings)
+}
+
+/// What the witness has seen with so many connections, one number a run.
+#[derive(Default)]
+struct Witnessed {
+    connections: u32,
+    /// Purchases a second that left the stock.
+    sold: Vec<f64>,
+    /// Those answered 201.
+    answered: Vec<f64>,
+    /// Answers of the bare server a second.
+    bare: Vec<f64>,
 }
 
 /// Everybody wants the same product, in turns with everybody wanting one of many.
@@ -230,5 +250,9 @@ async fn reads(
 
 /// The options of a load that keeps the shop busy and never refused.
 pub(crate) fn at_the_peak() -> String {
-    format!("--buyers 512 --customers {CUSTOMERS} --until completed")
+    until_completed(512)
+}
+
+fn until_completed(buyers: u32) -> String {
+    format!("--buyers {buyers} --customers {CUSTOMERS} --until completed")
 }

@@ -3,7 +3,7 @@
 use crate::Error;
 use crate::bench::Bench;
 use crate::record::Findings;
-use crate::{endurance, parts, rates};
+use crate::{endurance, parts, rates, servers};
 
 /// What can be measured. The order is the one in which it is run and shown: later ones go by the peak of `purchase`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -21,10 +21,13 @@ pub(crate) enum Scenario {
     Overload,
     Streams,
     Crash,
+    Servers,
+    ServersLone,
+    Broker,
 }
 
 impl Scenario {
-    pub(crate) const ALL: [Scenario; 13] = [
+    pub(crate) const ALL: [Scenario; 16] = [
         Scenario::Purchase,
         Scenario::Witness,
         Scenario::Hot,
@@ -38,6 +41,9 @@ impl Scenario {
         Scenario::Overload,
         Scenario::Streams,
         Scenario::Crash,
+        Scenario::Servers,
+        Scenario::ServersLone,
+        Scenario::Broker,
     ];
 
     /// How it is called on the command line, and its record.
@@ -56,6 +62,9 @@ impl Scenario {
             Scenario::Overload => "overload",
             Scenario::Streams => "streams",
             Scenario::Crash => "crash",
+            Scenario::Servers => "servers",
+            Scenario::ServersLone => "servers-lone",
+            Scenario::Broker => "broker",
         }
     }
 
@@ -75,6 +84,9 @@ impl Scenario {
             Scenario::Overload => "Three times too much",
             Scenario::Streams => "Many who listen",
             Scenario::Crash => "Killed at full rate",
+            Scenario::Servers => "On servers: purchases at the peak",
+            Scenario::ServersLone => "On servers: one lone purchase",
+            Scenario::Broker => "On servers: the whole broker lost at the peak",
         }
     }
 
@@ -93,7 +105,10 @@ impl Scenario {
             | Scenario::Million
             | Scenario::Overload
             | Scenario::Streams
-            | Scenario::Crash => true,
+            | Scenario::Crash
+            | Scenario::Servers
+            | Scenario::ServersLone
+            | Scenario::Broker => true,
         }
     }
 
@@ -116,6 +131,9 @@ impl Scenario {
             Scenario::Overload => endurance::overload(bench).await,
             Scenario::Streams => endurance::streams(bench).await,
             Scenario::Crash => endurance::crash(bench).await,
+            Scenario::Servers => servers::servers(bench).await,
+            Scenario::ServersLone => servers::lone(bench).await,
+            Scenario::Broker => servers::broker(bench).await,
         }
     }
 }

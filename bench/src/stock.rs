@@ -1,6 +1,7 @@
 //! What left the stock, asked through the API: the count of purchases that no load generator has to be believed for.
 
 use std::collections::BTreeSet;
+use std::time::Duration;
 
 use serde::Deserialize;
 use serde_json::json;
@@ -11,6 +12,8 @@ use crate::wrk::Requests;
 
 /// What there is of each product that is created here.
 const PLENTY: i64 = 1_000_000_000;
+/// The pause between two looks.
+const LOOK: Duration = Duration::from_millis(20);
 /// The most lines that a page of the catalogue may have.
 const PAGE: usize = 500;
 
@@ -85,6 +88,22 @@ pub(crate) async fn left(client: &Client) -> Result<Left, Error> {
         if page < PAGE {
             return Ok(left);
         }
+    }
+}
+
+/// Waits until something is sold; what is left then.
+///
+/// # Errors
+/// When the server does not tell.
+pub(crate) async fn first_sale(client: &Client) -> Result<Left, Error> {
+    let mut last = left(client).await?;
+    loop {
+        tokio::time::sleep(LOOK).await;
+        let now = left(client).await?;
+        if last.sold_until(&now).is_some_and(|sold| sold > 0) {
+            return Ok(now);
+        }
+        last = now;
     }
 }
 

@@ -8,7 +8,7 @@ use tokio::process::Command;
 
 use crate::Error;
 
-/// The connections that the witness opens.
+/// The connections that the witness opens, unless it is a crowd.
 pub(crate) const CONNECTIONS: u32 = 128;
 const THREADS: u32 = 2;
 
@@ -51,6 +51,7 @@ pub(crate) async fn run(
     base: &str,
     duration: Duration,
     requests: Requests<'_>,
+    connections: u32,
 ) -> Result<Witness, Error> {
     let (script, arguments): (&str, Vec<PathBuf>) = match requests {
         Requests::Products(products) => ("product.lua", vec![list(folder, "products", products)?]),
@@ -59,7 +60,7 @@ pub(crate) async fn run(
         }
     };
     let mut command = Command::new("wrk");
-    command.arg(format!("-t{THREADS}")).arg(format!("-c{CONNECTIONS}"));
+    command.arg(format!("-t{THREADS}")).arg(format!("-c{connections}"));
     command.arg(format!("-d{}s", duration.as_secs().max(1))).arg("-s").arg(scripts.join(script));
     // The scripts share a file: Lua finds it by this.
     command.env("LUA_PATH", format!("{}/?.lua", scripts.display()));

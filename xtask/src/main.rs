@@ -78,6 +78,12 @@ fn test(steps: &mut Steps) -> Result<(), Error> {
 /// The shop is built as its users build it: alone, so that no other package's features get into it.
 fn bench(steps: &mut Steps, scenarios: &[&str]) -> Result<(), Error> {
     machine::install_missing_programs(steps, machine::FOR_MEASUREMENTS)?;
+    // The names of scenarios that need the servers, and what stands for all of them.
+    let needs_servers = |name: &&str| name.starts_with("servers") || ["broker", "--long"].contains(name);
+    if scenarios.iter().any(needs_servers) {
+        machine::install_missing_programs(steps, machine::FOR_TESTS)?;
+        machine::install_missing_nats(steps)?;
+    }
     steps.cargo("shop", &["build", "--locked", "--release"])?;
     steps.cargo("bench", &["build", "--locked", "--release", "--package", "bench", "--bins"])?;
     let run = ["run", "--locked", "--release", "--quiet", "--package", "bench", "--"];
