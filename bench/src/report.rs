@@ -138,7 +138,7 @@ fn table(series: &Series) -> String {
 }
 
 fn ratio(value: f64) -> String {
-    format!("{value:.2}")
+    if value < 0.1 { format!("{value:.3}") } else { format!("{value:.2}") }
 }
 
 /// A number as one reads it: with its unit, and no more digits than mean something.
