@@ -19,6 +19,7 @@ mod pull;
 mod queue;
 mod send;
 mod settings;
+mod tls;
 mod topology;
 mod watch;
 
