@@ -5,6 +5,7 @@
 
 #![allow(clippy::unwrap_used, reason = "what fails here fails the test")]
 
+mod doctor;
 mod encrypted;
 mod servers_away;
 mod supervisor;
