@@ -298,6 +298,26 @@ mod tests {
     }
 
     #[test]
+    fn what_is_set_reaches_the_bus() {
+        let nats = servers::Nats {
+            storage: servers::Storage::Memory,
+            queue_mib: 2,
+            ack_wait_seconds: 3,
+            max_ack_pending: 4,
+            publishes_in_flight: 5,
+            gather_ms: 6,
+            ..servers::Nats::default()
+        };
+        let settings = nats_settings(&nats, "nats://a:1").unwrap();
+        assert_eq!(settings.storage, bus::nats::Storage::Memory);
+        assert_eq!((settings.queue_bytes, settings.ack_wait), (2 * 1024 * 1024, Duration::from_secs(3)));
+        assert_eq!((settings.max_ack_pending, settings.publishes_in_flight), (4, 5));
+        assert_eq!(settings.gathering.at_most, Duration::from_millis(6));
+        let limits = bus_limits(&crate::config::Bus { queue_envelopes: 7, dead_letters: 8 });
+        assert_eq!((limits.queue_envelopes, limits.parked_letters), (7, 8));
+    }
+
+    #[test]
     fn files_of_certificates_protect_connections() {
         let named = |root: Option<&str>, certificate: Option<&str>| {
             let nats = servers::Nats {
