@@ -52,7 +52,7 @@ pub(crate) struct Config {
     pub purchase: Purchase,
     /// How sagas are driven.
     pub saga: Saga,
-    /// The embedded bus.
+    /// What the bus holds.
     pub bus: Bus,
     /// The databases in files, one per service.
     pub db: Db,
@@ -192,13 +192,15 @@ pub(crate) struct Saga {
     pub batch: usize,
 }
 
-/// The embedded bus.
+/// What the bus holds, in memory or on NATS.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct Bus {
     /// Messages that one queue holds. Purchases under way are bounded so that it does not fill up; if it does, what
     /// was accepted is driven on later.
     pub queue_envelopes: usize,
+    /// Messages that nobody could understand and that are kept for an operator; older ones give way. 0: none.
+    pub dead_letters: usize,
 }
 
 /// The databases, one per service.
@@ -264,12 +266,19 @@ pub(crate) const BOUNDS: &[(&str, i64, i64)] = &[
     ("purchase.barrier_retention_hours", 1, 365 * 24),
     ("saga.batch", 1, FRAME_ENVELOPES),
     ("bus.queue_envelopes", FRAME_ENVELOPES, 4 * MIB),
+    // In memory each may have 64 KiB.
+    ("bus.dead_letters", 0, 16_384),
     ("db.readers", 1, 64),
     ("processes", 0, 16),
     ("mysql.writers", 1, 256),
     ("mysql.readers", 1, 256),
     ("nats.replicas", 1, 5),
+    ("nats.dead_letter_replicas", 0, 5),
     ("nats.queue_mib", 1, 1_048_576),
+    ("nats.ack_wait_seconds", 1, 10 * 60),
+    ("nats.max_ack_pending", 1, 1_000_000),
+    ("nats.publishes_in_flight", 1, 65_536),
+    // A quarter of the shortest nats.ack_wait_seconds at most, or what gathers would be given back.
     ("nats.gather_ms", 0, 200),
 ];
 
@@ -369,7 +378,7 @@ impl Default for Saga {
 
 impl Default for Bus {
     fn default() -> Bus {
-        Bus { queue_envelopes: 65_536 }
+        Bus { queue_envelopes: 65_536, dead_letters: 1_024 }
     }
 }
 
@@ -416,6 +425,22 @@ pub(crate) enum Conflict {
         batch: usize,
         /// Purchases that may wait.
         queue: usize,
+    },
+    /// Copies that outlive no more servers than one fewer would.
+    #[error("{setting} = {replicas} is even: it is 1, 3 or 5")]
+    EvenReplicas {
+        /// The setting.
+        setting: &'static str,
+        /// Its value.
+        replicas: usize,
+    },
+    /// A certificate without its key, or a key without its certificate.
+    #[error("{has} is set, but {lacks} is not: a certificate is shown with its key")]
+    HalfIdentity {
+        /// What is there.
+        has: &'static str,
+        /// What is not.
+        lacks: &'static str,
     },
     /// A command could be carried out twice.
     #[error(
@@ -467,11 +492,20 @@ impl Config {
         let (first, max) = (self.purchase.retry_first_seconds, self.purchase.retry_max_seconds);
         let hours = self.purchase.barrier_retention_hours;
         let driven_seconds = self.purchase.deadline_seconds + u64::from(self.purchase.max_tries) * max;
+        let is_even = |replicas: usize| replicas > 0 && replicas.is_multiple_of(2);
+        let even = |setting, replicas| (is_even(replicas), Conflict::EvenReplicas { setting, replicas });
+        let (certificate, key) = ("nats.client_certificate", "nats.client_key");
+        let (has_certificate, has_key) =
+            (self.nats.client_certificate.is_some(), self.nats.client_key.is_some());
         let checks = [
             (self.listen == self.admin_listen && self.listen.port() != 0, Conflict::SameAddress(self.listen)),
             (first > max, Conflict::RetryOrder { first, max }),
             (batch > queue, Conflict::AcceptOrder { batch, queue }),
             (envelopes / ENVELOPES_PER_SAGA < in_flight, Conflict::QueueTooSmall { envelopes, in_flight }),
+            even("nats.replicas", self.nats.replicas),
+            even("nats.dead_letter_replicas", self.nats.dead_letter_replicas),
+            (has_certificate && !has_key, Conflict::HalfIdentity { has: certificate, lacks: key }),
+            (has_key && !has_certificate, Conflict::HalfIdentity { has: key, lacks: certificate }),
             (hours * 60 * 60 <= driven_seconds, Conflict::BarrierTooShort { hours, driven_seconds }),
         ];
         checks.into_iter().filter_map(|(holds, conflict)| holds.then_some(conflict)).collect()
@@ -510,6 +544,30 @@ mod tests {
                 Conflict::AcceptOrder { batch: 512, queue: 511 },
             ]
         );
+    }
+
+    #[test]
+    fn copies_are_odd_in_number() {
+        let of = |replicas, dead_letter_replicas| {
+            let mut config = Config::default();
+            (config.nats.replicas, config.nats.dead_letter_replicas) = (replicas, dead_letter_replicas);
+            config.conflicts()
+        };
+        let even = |setting, replicas| Conflict::EvenReplicas { setting, replicas };
+        assert_eq!(of(2, 4), [even("nats.replicas", 2), even("nats.dead_letter_replicas", 4)]);
+        assert_eq!((of(1, 0), of(3, 1), of(5, 5)), (vec![], vec![], vec![]));
+    }
+
+    #[test]
+    fn a_certificate_and_its_key_are_named_together() {
+        let mut config = Config::default();
+        config.nats.client_key = Some("key.pem".into());
+        let (has, lacks) = ("nats.client_key", "nats.client_certificate");
+        assert_eq!(config.conflicts(), [Conflict::HalfIdentity { has, lacks }]);
+        config.nats.client_certificate = config.nats.client_key.take();
+        assert_eq!(config.conflicts(), [Conflict::HalfIdentity { has: lacks, lacks: has }]);
+        config.nats.client_key = config.nats.client_certificate.clone();
+        assert_eq!(config.conflicts(), []);
     }
 
     #[test]

@@ -507,6 +507,41 @@ fn an_address_that_is_none_is_refused_without_showing_it() {
     }
 }
 
+/// It does not wait: that would not help.
+#[test]
+fn a_file_of_the_broker_that_is_no_such_is_named() {
+    let folder = Folder::new("broker-files");
+    let (missing, empty) = (folder.path("missing.pem"), folder.file("empty.pem", ""));
+    let end = |variables: &[(&str, &str)]| {
+        let mut command = saga(&["run", "orchestrator", "--listen", "127.0.0.1:0"]);
+        command.args(["--admin-listen", "127.0.0.1:0"]).env("SAGA_NATS", "tls://127.0.0.1:1");
+        let mut process = command.envs(variables.iter().copied()).stderr(Stdio::piped()).spawn().unwrap();
+        let mut log = String::new();
+        for line in BufReader::new(process.stderr.take().unwrap()).lines() {
+            log.extend([line.unwrap(), "\n".to_owned()]);
+            if log.contains("waiting for a server") {
+                process.kill().unwrap();
+            }
+        }
+        (process.wait().unwrap().code(), log)
+    };
+    for (setting, file, why) in [
+        ("SAGA_NATS__CREDENTIALS_FILE", &missing, "No such file"),
+        ("SAGA_NATS__ROOT_CERTIFICATES", &missing, "No such file"),
+        ("SAGA_NATS__ROOT_CERTIFICATES", &empty, "no certificate"),
+    ] {
+        let (code, log) = end(&[(setting, file)]);
+        assert_eq!(code, Some(1), "{log}");
+        assert!(log.contains(file) && log.contains(why), "{log}");
+    }
+    let (code, log) = end(&[("SAGA_NATS__CLIENT_CERTIFICATE", &empty), ("SAGA_NATS__CLIENT_KEY", &missing)]);
+    assert_eq!(code, Some(1), "{log}");
+    assert!(log.contains(&empty) && log.contains("no certificate"), "{log}");
+    let (code, log) = end(&[("SAGA_NATS__CLIENT_CERTIFICATE", &empty)]);
+    assert_eq!(code, Some(2), "{log}");
+    assert!(log.contains("nats.client_certificate is set, but nats.client_key is not"), "{log}");
+}
+
 #[test]
 fn what_a_role_lacks_is_told_at_once() {
     let (code, message) = failure(&mut saga(&["up", "--processes", "2"]));

@@ -23,7 +23,7 @@ const TRY_AGAIN_AFTER: Duration = Duration::from_millis(500);
 const BROKER_ATTEMPT: Duration = Duration::from_secs(3);
 
 /// Every queue that the shop has.
-const SUBJECTS: &[Subject] =
+pub(crate) const SUBJECTS: &[Subject] =
     &[ORCHESTRATOR, INVENTORY_COMMANDS, ORDER_COMMANDS, PAYMENT_COMMANDS, PURCHASE_PROGRESS];
 
 /// Opens what a process needs, and remembers it.
@@ -82,8 +82,7 @@ impl<'c> Engines<'c> {
     /// # Errors
     /// What waiting would not heal.
     pub(super) async fn bus(&mut self, takes: Option<Subject>, tasks: &Tasks) -> Result<Bus, Error> {
-        let limits =
-            bus::Limits { queue_envelopes: self.config.bus.queue_envelopes, ..bus::Limits::default() };
+        let limits = bus_limits(&self.config.bus);
         let Some(url) = &self.config.nats.url else { return Ok(Bus::embedded(limits)) };
         let settings = bus::nats::Settings { near: takes, ..nats_settings(&self.config.nats, url.expose())? };
         let connect = async || Bus::nats(settings.clone(), limits, SUBJECTS).await;
@@ -128,7 +127,16 @@ pub(crate) fn mysql_settings(
     }
 }
 
-/// How the broker is reached.
+/// What the bus holds.
+pub(crate) fn bus_limits(bus: &crate::config::Bus) -> bus::Limits {
+    bus::Limits {
+        queue_envelopes: bus.queue_envelopes,
+        parked_letters: bus.dead_letters,
+        ..bus::Limits::default()
+    }
+}
+
+/// How the broker is reached, and what it keeps.
 ///
 /// # Errors
 /// An address that is none.
@@ -138,12 +146,28 @@ pub(crate) fn nats_settings(
 ) -> Result<bus::nats::Settings, bus::nats::StartError> {
     let mut settings = bus::nats::Settings::from_urls(url)?;
     settings.prefix.clone_from(&nats.prefix);
+    settings.storage = match nats.storage {
+        servers::Storage::File => bus::nats::Storage::File,
+        servers::Storage::Memory => bus::nats::Storage::Memory,
+    };
     settings.replicas = nats.replicas;
-    settings.letter_replicas = if settings.servers.len() >= 3 { nats.replicas.max(3) } else { nats.replicas };
+    settings.letter_replicas = match nats.dead_letter_replicas {
+        0 if settings.servers.len() >= 3 => nats.replicas.max(3),
+        0 => nats.replicas,
+        replicas => replicas,
+    };
     if let Some(file) = &nats.credentials_file {
         settings.login = bus::nats::Login::Credentials(file.clone());
     }
+    let identity = nats.client_certificate.clone().zip(nats.client_key.clone());
+    if nats.root_certificates.is_some() || identity.is_some() {
+        let identity = identity.map(|(certificate, key)| bus::nats::Identity { certificate, key });
+        settings.tls = Some(bus::nats::Tls { authorities: nats.root_certificates.clone(), identity });
+    }
     settings.queue_bytes = nats.queue_mib * 1024 * 1024;
+    settings.ack_wait = Duration::from_secs(nats.ack_wait_seconds);
+    settings.max_ack_pending = nats.max_ack_pending;
+    settings.publishes_in_flight = nats.publishes_in_flight;
     settings.gathering.at_most = Duration::from_millis(nats.gather_ms);
     settings.start_timeout = BROKER_ATTEMPT;
     Ok(settings)
@@ -254,14 +278,63 @@ mod tests {
     }
 
     #[test]
-    fn a_broker_of_three_keeps_three_copies_of_dead_letters_and_of_the_rest_when_told() {
-        let of = |replicas, url| {
-            let nats = servers::Nats { replicas, ..servers::Nats::default() };
+    fn dead_letters_are_kept_on_three_of_three_unless_told_otherwise() {
+        let of = |replicas, dead_letter_replicas, url| {
+            let nats = servers::Nats { replicas, dead_letter_replicas, ..servers::Nats::default() };
             let settings = nats_settings(&nats, url).unwrap();
             (settings.replicas, settings.letter_replicas)
         };
         let (one, three) = ("nats://a:1", "nats://a:1,nats://b:1,nats://c:1");
-        assert_eq!((of(1, one), of(1, three), of(3, three), of(5, three)), ((1, 1), (1, 3), (3, 3), (5, 5)));
-        assert_eq!(servers::Nats::default().replicas, 1);
+        assert_eq!((of(1, 0, one), of(1, 0, three), of(3, 0, three)), ((1, 1), (1, 3), (3, 3)));
+        assert_eq!((of(5, 0, three), of(3, 1, three), of(1, 3, one)), ((5, 5), (3, 1), (1, 3)));
+    }
+
+    #[test]
+    fn what_nobody_sets_is_what_the_bus_has_by_itself() {
+        let own = bus::nats::Settings::from_urls("nats://a:1").unwrap();
+        let own = bus::nats::Settings { start_timeout: BROKER_ATTEMPT, ..own };
+        assert_eq!(nats_settings(&servers::Nats::default(), "nats://a:1"), Ok(own));
+        assert_eq!(bus_limits(&crate::config::Bus::default()), bus::Limits::default());
+    }
+
+    #[test]
+    fn what_is_set_reaches_the_bus() {
+        let nats = servers::Nats {
+            storage: servers::Storage::Memory,
+            queue_mib: 2,
+            ack_wait_seconds: 3,
+            max_ack_pending: 4,
+            publishes_in_flight: 5,
+            gather_ms: 6,
+            ..servers::Nats::default()
+        };
+        let settings = nats_settings(&nats, "nats://a:1").unwrap();
+        assert_eq!(settings.storage, bus::nats::Storage::Memory);
+        assert_eq!((settings.queue_bytes, settings.ack_wait), (2 * 1024 * 1024, Duration::from_secs(3)));
+        assert_eq!((settings.max_ack_pending, settings.publishes_in_flight), (4, 5));
+        assert_eq!(settings.gathering.at_most, Duration::from_millis(6));
+        let limits = bus_limits(&crate::config::Bus { queue_envelopes: 7, dead_letters: 8 });
+        assert_eq!((limits.queue_envelopes, limits.parked_letters), (7, 8));
+    }
+
+    #[test]
+    fn files_of_certificates_protect_connections() {
+        let named = |root: Option<&str>, certificate: Option<&str>| {
+            let nats = servers::Nats {
+                root_certificates: root.map(Into::into),
+                client_certificate: certificate.map(Into::into),
+                client_key: certificate.map(|_| "key.pem".into()),
+                ..servers::Nats::default()
+            };
+            nats_settings(&nats, "nats://a:1").unwrap().tls
+        };
+        let identity = bus::nats::Identity { certificate: "own.pem".into(), key: "key.pem".into() };
+        let tls = |authorities: Option<&str>, identity| {
+            Some(bus::nats::Tls { authorities: authorities.map(Into::into), identity })
+        };
+        assert_eq!(named(None, None), None);
+        assert_eq!(named(Some("ca.pem"), None), tls(Some("ca.pem"), None));
+        assert_eq!(named(None, Some("own.pem")), tls(None, Some(identity.clone())));
+        assert_eq!(named(Some("ca.pem"), Some("own.pem")), tls(Some("ca.pem"), Some(identity)));
     }
 }

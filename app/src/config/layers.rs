@@ -451,6 +451,7 @@ fn allowed(key: &str) -> String {
         "listen" | "admin_listen" => "IP:PORT, such as 127.0.0.1:8080 or [::]:8080".to_owned(),
         "demo_data" => "true or false".to_owned(),
         "log.format" => "\"auto\", \"human\" or \"json\"".to_owned(),
+        "nats.storage" => "\"file\" or \"memory\"".to_owned(),
         "catalog.write" => "\"auto\", \"open\" or \"admin\"".to_owned(),
         "trace.endpoint" => "http://HOST:PORT, such as http://127.0.0.1:4317".to_owned(),
         "http.cors_allowed_origins" => "a list of texts, such as [\"https://shop.example\"]".to_owned(),

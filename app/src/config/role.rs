@@ -63,9 +63,9 @@ impl fmt::Display for Role {
 }
 
 impl Config {
-    /// Whether the services meet on servers, not in this process.
+    /// Whether the services meet on servers, not in this process. The settings of one service's replica name its own servers only.
     pub(crate) fn is_distributed(&self) -> bool {
-        self.nats.url.is_some() || self.mysql.of(Service::Purchase).is_some()
+        self.nats.url.is_some() || Service::ALL.iter().any(|service| self.mysql.of(*service).is_some())
     }
 
     /// Whether everybody may create products.

@@ -1,5 +1,7 @@
 //! The servers that a distributed shop stands on, and where its own processes are.
 
+use std::path::PathBuf;
+
 use peers::Addresses;
 use serde::{Deserialize, Serialize};
 
@@ -83,7 +85,8 @@ pub(crate) struct Needs {
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct Mysql {
     /// One server for all services: `mysql://USER:PASSWORD@HOST:PORT`. Each service has a database of its own there,
-    /// `saga_account` and so on, which is created if it is missing and the user may.
+    /// `saga_account` and so on, which is created if it is missing and the user may. `?tls=true` behind it encrypts, and so does
+    /// `?root_cert_path=FILE`, which names the authorities that vouch for the server.
     pub url: Option<ServerUrl>,
     /// The account service's own server and database, instead of the one at `url`.
     pub account: Option<ServerUrl>,
@@ -162,18 +165,47 @@ pub(crate) struct Nats {
     /// `tls://` for TLS.
     pub url: Option<ServerUrl>,
     /// A file with a user's JWT and key, as `nsc` writes it.
-    pub credentials_file: Option<std::path::PathBuf>,
+    pub credentials_file: Option<PathBuf>,
+    /// A file with the certificates, in PEM, of the authorities that vouch for the servers; unless set, those that the operating system
+    /// trusts. This file and the next protect all connections, as `tls://` does.
+    pub root_certificates: Option<PathBuf>,
+    /// A file with a certificate to show to servers that ask for one, in PEM, with what vouches for it behind it.
+    pub client_certificate: Option<PathBuf>,
+    /// A file with its private key, in PEM.
+    pub client_key: Option<PathBuf>,
+    /// Where the servers keep messages. Streams that exist are not moved: they have to be deleted first.
+    pub storage: Storage,
     /// On how many servers each message is kept: 1, 3 or 5. One is enough: what a server loses is sent again from a database. More spare
-    /// the seconds that this takes, and cost several times the work. Dead letters are kept on three where there are as many.
+    /// the seconds that this takes, and cost several times the work.
     pub replicas: usize,
-    /// What one queue may take on each server that keeps it, in MiB. The servers set it aside at once: they need room for six times
-    /// as much.
+    /// On how many servers each dead letter is kept: 1, 3 or 5. 0: on three where `url` names as many, or else as each message. Nobody has a
+    /// dead letter a second time.
+    pub dead_letter_replicas: usize,
+    /// What one queue may take on each server that keeps it, in MiB, and so may all dead letters. The servers set it aside at once: they
+    /// need room for six times as much.
     pub queue_mib: u64,
+    /// What a process has taken and not spoken of for so long is delivered to another. A living one speaks of it every third of that.
+    pub ack_wait_seconds: u64,
+    /// Frames, of up to a batch of messages each, that may be out of one queue at a time, taken or delayed, over all processes. What comes
+    /// behind them waits.
+    pub max_ack_pending: usize,
+    /// Frames of a process that may be on their way to the servers at a time. A further one waits its turn.
+    pub publishes_in_flight: usize,
     /// Under load a service takes its messages at most every so many milliseconds: a rarer batch is a larger one, and costs less a purchase.
     /// 0: at once, always. It begins at 32 messages in that time. Requests to purchase gather for a quarter of it.
     pub gather_ms: u64,
     /// What the names of subjects and streams begin with, so that several shops can share a cluster.
     pub prefix: String,
+}
+
+/// Where NATS keeps messages.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum Storage {
+    /// In files, which the servers sync when they like.
+    File,
+    /// In memory.
+    Memory,
 }
 
 /// Redis, a cluster or a single node. It holds copies only: without it, or while it is down, the databases are asked.
@@ -237,8 +269,16 @@ impl Default for Nats {
         Nats {
             url: None,
             credentials_file: None,
+            root_certificates: None,
+            client_certificate: None,
+            client_key: None,
+            storage: Storage::File,
             replicas: 1,
+            dead_letter_replicas: 0,
             queue_mib: 256,
+            ack_wait_seconds: 10,
+            max_ack_pending: 65_536,
+            publishes_in_flight: 256,
             gather_ms: 30,
             prefix: "saga".to_owned(),
         }

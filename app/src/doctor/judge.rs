@@ -1,6 +1,6 @@
 //! What the answers mean, and what to do. Pure.
 
-use super::look::{Asked, DataDir, Database, Facts};
+use super::look::{Asked, Broker, DataDir, Database, Facts};
 use super::{Finding, Verdict};
 use crate::config::Config;
 use crate::config::servers::Service;
@@ -21,7 +21,7 @@ pub(super) fn findings(config: &Config, facts: &Facts) -> Vec<Finding> {
             Database::Server(answer) => findings.extend(server(config, *service, answer)),
         }
     }
-    findings.extend(facts.nats.iter().flat_map(|answer| nats(answer, facts.nats_replicas)));
+    findings.extend(facts.nats.iter().flat_map(nats));
     findings.extend(facts.redis.iter().flat_map(redis));
     findings
 }
@@ -120,10 +120,11 @@ fn server(
     findings
 }
 
-/// With a server of its own a service needs fewer; told is what all of them take if they are on this one.
+/// With a server of its own a service needs fewer; told is what all take that the settings name, if they are on this one.
 fn connections(config: &Config, subject: &str, found: &db::mysql::Inspection) -> Finding {
     let each = (config.mysql.writers + config.mysql.readers) as u64;
-    let services = Service::ALL.into_iter().filter(|service| service.needs().database).count() as u64;
+    let services =
+        Service::ALL.into_iter().filter(|service| config.mysql.of(*service).is_some()).count() as u64;
     let needed = each * services * config.processes.max(1) as u64 + SPARE_CONNECTIONS;
     let said =
         format!("{} allowed, {} open, up to {needed} needed", found.max_connections, found.connections);
@@ -151,11 +152,11 @@ fn clock(subject: &str, there: i64, asked: Asked) -> Finding {
     Finding::not_ok(Verdict::Warning, subject, "clock", found, advice)
 }
 
-fn nats(answer: &Result<Vec<bus::nats::Inspection>, String>, wanted: usize) -> Vec<Finding> {
-    let servers = match answer {
-        Ok(servers) => servers,
+fn nats(answer: &Result<Broker, String>) -> Vec<Finding> {
+    let Broker { servers, replicas: wanted, in_files, streams_bytes } = match answer {
+        Ok(broker) => broker,
         Err(why) => {
-            let advice = "correct nats.url or nats.credentials_file";
+            let advice = "correct this setting, or the file that it names, in the section nats";
             return vec![Finding::not_ok(Verdict::Failure, "nats", "settings", why.clone(), advice)];
         }
     };
@@ -167,7 +168,7 @@ fn nats(answer: &Result<Vec<bus::nats::Inspection>, String>, wanted: usize) -> V
             Err(why) => {
                 // A cluster works as long as most of it does.
                 let verdict = if reached * 2 > servers.len() { Verdict::Warning } else { Verdict::Failure };
-                let advice = "start it, or check the host, the port, the user and the password in nats.url";
+                let advice = "start it, or check the host, the port, the user and the password in nats.url, and the certificates";
                 findings.push(Finding::not_ok(verdict, subject, "reachable", why.clone(), advice));
             }
             Ok(found) => {
@@ -188,13 +189,14 @@ fn nats(answer: &Result<Vec<bus::nats::Inspection>, String>, wanted: usize) -> V
     }
     let seen = servers.iter().filter_map(|server| server.found.as_ref().ok()?.jetstream.as_ref().ok()).next();
     if let Some(jetstream) = seen {
-        findings.extend(jetstream.streams.iter().map(stream));
+        findings.push(room(jetstream, *streams_bytes));
+        findings.extend(jetstream.streams.iter().map(|found| stream(found, *in_files)));
         if jetstream.streams.is_empty() {
             let found = format!("none yet; the first start makes them, with {wanted} copies of each message");
             findings.push(Finding::ok("nats", "streams", found));
         }
     }
-    if wanted > servers.len() {
+    if *wanted > servers.len() {
         let found = format!("{wanted} copies of each message, {} servers", servers.len());
         let advice = "name all servers of the cluster in nats.url, or lower nats.replicas";
         findings.push(Finding::not_ok(Verdict::Warning, "nats", "replicas", found, advice));
@@ -202,9 +204,34 @@ fn nats(answer: &Result<Vec<bus::nats::Inspection>, String>, wanted: usize) -> V
     findings
 }
 
-fn stream(stream: &bus::nats::Stream) -> Finding {
+/// What a server has room for it does not tell its users, only what their account may take.
+fn room(jetstream: &bus::nats::JetStream, needed_bytes: u64) -> Finding {
+    const MIB: u64 = 1024 * 1024;
+    let (needed, others) = (needed_bytes.div_ceil(MIB), jetstream.others_bytes.div_ceil(MIB));
+    let Some(limit) = jetstream.limit_bytes else {
+        let found = format!("{needed} MiB for all copies of all streams; this account has no limit");
+        return Finding::ok("nats", "room", found);
+    };
+    let found = format!(
+        "{needed} MiB for all copies of all streams; this account may take {} MiB, others have {others} MiB of it",
+        limit / MIB
+    );
+    if needed_bytes.saturating_add(jetstream.others_bytes) <= limit {
+        return Finding::ok("nats", "room", found);
+    }
+    let advice =
+        "lower nats.queue_mib, or let the account have more of JetStream: streams without room are not made";
+    Finding::not_ok(Verdict::Failure, "nats", "room", found, advice)
+}
+
+fn stream(stream: &bus::nats::Stream, in_files: bool) -> Finding {
     let subject = &format!("nats stream {}", stream.name);
     let storage = if stream.in_files { "in files" } else { "in memory" };
+    if stream.in_files != in_files {
+        let advice = "set nats.storage to what it is, or delete the stream while the shop is stopped; what was in a queue is \
+                      sent again, dead letters are gone";
+        return Finding::not_ok(Verdict::Failure, subject, "storage", storage, advice);
+    }
     let found =
         format!("{} of {} copies, {storage}, {} messages", stream.current, stream.replicas, stream.messages);
     match stream.current {
@@ -274,13 +301,13 @@ fn redis_node(node: &cache::redis::Inspection, asked: Asked) -> Vec<Finding> {
         (_, Some(policy)) => Finding::ok(subject, "maxmemory", policy),
         (_, None) => Finding::ok(subject, "maxmemory", "it does not let itself be asked"),
     });
-    let filters = match (found.bloom, found.cuckoo) {
-        (true, true) => "BF.* and CF.*",
-        (true, false) => "BF.*",
-        (false, true) => "CF.*",
-        (false, false) => "neither BF.* nor CF.*: each process has filters of its own",
+    let known = match (found.bloom, found.cuckoo) {
+        (true, true) => "this server's BF.* and CF.* are not used",
+        (true, false) => "this server's BF.* are not used",
+        (false, true) => "this server's CF.* are not used",
+        (false, false) => "this server has neither BF.* nor CF.*, and need not",
     };
-    findings.push(Finding::ok(subject, "filters", filters));
+    findings.push(Finding::ok(subject, "filters", format!("each process has its own; {known}")));
     findings.push(clock(subject, found.now_millis, asked));
     findings
 }
@@ -288,6 +315,7 @@ fn redis_node(node: &cache::redis::Inspection, asked: Asked) -> Vec<Finding> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::secret::ServerUrl;
 
     fn verdict_of(findings: &[Finding], check: &str) -> Verdict {
         findings.iter().find(|finding| finding.check == check).unwrap_or_else(|| panic!("no {check}")).verdict
@@ -339,10 +367,16 @@ mod tests {
     fn connections_are_counted_for_all_processes() {
         let few = db::mysql::Inspection { max_connections: 60, ..good_server() };
         let answer = Ok(Box::new((few, ASKED)));
-        let one = server(&Config::default(), Service::Order, &answer);
-        assert_eq!(verdict_of(&one, "max_connections"), Verdict::Ok);
-        let two = Config { processes: 2, ..Config::default() };
-        assert_eq!(verdict_of(&server(&two, Service::Order, &answer), "max_connections"), Verdict::Warning);
+        let verdict =
+            |config: &Config| verdict_of(&server(config, Service::Order, &answer), "max_connections");
+        let mut config = Config::default();
+        config.mysql.url = Some(ServerUrl::new("mysql://db"));
+        assert_eq!(verdict(&config), Verdict::Ok);
+        config.processes = 2;
+        assert_eq!(verdict(&config), Verdict::Warning);
+        // Its own server is all that one service's replica is told of.
+        config.mysql.order = config.mysql.url.take();
+        assert_eq!(verdict(&config), Verdict::Ok);
     }
 
     #[test]
@@ -362,23 +396,35 @@ mod tests {
         let up = bus::nats::Found {
             version: "2.15.0".to_owned(),
             cluster: Some("shop".to_owned()),
-            jetstream: Ok(bus::nats::JetStream { max_storage_bytes: -1, streams: Vec::new() }),
+            jetstream: Ok(bus::nats::JetStream { limit_bytes: None, others_bytes: 0, streams: Vec::new() }),
         };
+        let nats = |servers| nats(&Ok(Broker { servers, replicas: 3, in_files: true, streams_bytes: 0 }));
         let server = |found: Result<bus::nats::Found, String>| bus::nats::Inspection {
             server: "a:1".to_owned(),
             found,
         };
         let down = || server(Err("connection refused".to_owned()));
-        let most = nats(&Ok(vec![server(Ok(up.clone())), server(Ok(up.clone())), down()]), 3);
+        let most = nats(vec![server(Ok(up.clone())), server(Ok(up.clone())), down()]);
         assert!(super::super::healthy(&most), "{most:?}");
         assert_eq!(verdict_of(&most, "reachable"), Verdict::Warning);
-        let few = nats(&Ok(vec![server(Ok(up)), down(), down()]), 3);
+        let few = nats(vec![server(Ok(up)), down(), down()]);
         assert!(!super::super::healthy(&few), "{few:?}");
         let of = |current| {
             let name = "saga_x".to_owned();
-            stream(&bus::nats::Stream { name, replicas: 3, current, in_files: true, messages: 0 }).verdict
+            let found = bus::nats::Stream { name, replicas: 3, current, in_files: true, messages: 0 };
+            stream(&found, true).verdict
         };
         assert_eq!([3, 2, 1, 0].map(of), [Verdict::Ok, Verdict::Warning, Verdict::Failure, Verdict::Failure]);
+    }
+
+    #[test]
+    fn streams_and_what_others_have_must_fit_into_the_account() {
+        let of = |limit_bytes, others_bytes| {
+            let streams = Vec::new();
+            room(&bus::nats::JetStream { limit_bytes, others_bytes, streams }, 600).verdict
+        };
+        assert_eq!([of(None, 0), of(Some(600), 0), of(Some(700), 100)], [Verdict::Ok; 3]);
+        assert_eq!([of(Some(599), 0), of(Some(700), 101), of(Some(0), 0)], [Verdict::Failure; 3]);
     }
 
     #[test]

@@ -6,7 +6,7 @@ use std::path::Path;
 use db::Migration;
 use wire::time::Clock;
 
-use crate::assemble::engines::{mysql_settings, nats_settings, redis_settings};
+use crate::assemble::engines::{SUBJECTS, bus_limits, mysql_settings, nats_settings, redis_settings};
 use crate::config::Config;
 use crate::config::servers::Service;
 
@@ -17,12 +17,10 @@ const TRIAL_BYTES: usize = 1024 * 1024;
 pub(super) struct Facts {
     /// The data directory; None where the data is on servers and this machine keeps only keys.
     pub data_dir: Option<DataDir>,
-    /// Each service's database, with what is wrong with it or what it says.
+    /// The database of each service for which there is one, with what is wrong with it or what it says.
     pub databases: Vec<(Service, Database)>,
-    /// Each NATS server; None where none is configured.
-    pub nats: Option<Result<Vec<bus::nats::Inspection>, String>>,
-    /// On how many servers the bus wants each message.
-    pub nats_replicas: usize,
+    /// The broker; None where none is configured.
+    pub nats: Option<Result<Broker, String>>,
     /// Each Redis node; None where none is configured.
     pub redis: Option<Result<Vec<(cache::redis::Inspection, Asked)>, String>>,
 }
@@ -35,6 +33,18 @@ pub(super) struct DataDir {
     pub exists: bool,
     /// Whether it took a file, down to the disk.
     pub written: Result<(), String>,
+}
+
+/// The broker, and what the bus wants of it.
+pub(super) struct Broker {
+    /// Each server.
+    pub servers: Vec<bus::nats::Inspection>,
+    /// On how many servers each message is to be kept.
+    pub replicas: usize,
+    /// Whether streams are to be kept in files.
+    pub in_files: bool,
+    /// Bytes that all streams may take, on all servers together.
+    pub streams_bytes: u64,
 }
 
 /// What was found of a database.
@@ -69,13 +79,14 @@ pub(super) async fn look(config: &Config) -> Facts {
     let clock = Clock::system();
     let mut databases = Vec::new();
     for (service, migrations) in DATABASES {
-        databases.push((service, look_at_database(config, service, migrations, &clock).await));
+        // The settings of one service's replica name no database but its own.
+        if embedded || config.mysql.of(service).is_some() {
+            databases.push((service, look_at_database(config, service, migrations, &clock).await));
+        }
     }
-    let replicas = |url| nats_settings(&config.nats, url).map_or(1, |settings| settings.replicas);
     Facts {
         data_dir: embedded.then(|| look_at_data_dir(&config.data_dir)),
         databases,
-        nats_replicas: config.nats.url.as_ref().map_or(1, |url| replicas(url.expose())),
         nats: match &config.nats.url {
             None => None,
             Some(url) => Some(look_at_nats(config, url.expose()).await),
@@ -111,9 +122,17 @@ async fn look_at_database(
     Database::Server(asked.unwrap_or_else(|panicked| Err(panicked.to_string())))
 }
 
-async fn look_at_nats(config: &Config, url: &str) -> Result<Vec<bus::nats::Inspection>, String> {
-    let settings = nats_settings(&config.nats, url).map_err(|error| error.to_string())?;
-    bus::nats::inspect(&settings).await.map_err(|error| error.to_string())
+async fn look_at_nats(config: &Config, url: &str) -> Result<Broker, String> {
+    let look = async || {
+        let settings = nats_settings(&config.nats, url)?;
+        Ok::<_, bus::nats::StartError>(Broker {
+            streams_bytes: bus::nats::streams_bytes(&settings, &bus_limits(&config.bus), SUBJECTS)?,
+            replicas: settings.replicas,
+            in_files: settings.storage == bus::nats::Storage::File,
+            servers: bus::nats::inspect(&settings).await?,
+        })
+    };
+    look().await.map_err(|error| error.to_string())
 }
 
 async fn look_at_redis(

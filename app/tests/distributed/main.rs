@@ -1,9 +1,12 @@
 //! The distributed shop on real servers: two processes of each service behind a gateway, kept alive by their supervisor.
 //!
-//! The tests share one MariaDB, three NATS nodes and a Redis Cluster, in which each has names of its own.
+//! The tests share one MariaDB, three NATS nodes and a Redis Cluster, in which each has names of its own; but for those whose servers die, or
+//! are not as they should be.
 
 #![allow(clippy::unwrap_used, reason = "what fails here fails the test")]
 
+mod doctor;
+mod encrypted;
 mod servers_away;
 mod supervisor;
 mod tour;

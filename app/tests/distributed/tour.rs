@@ -45,7 +45,7 @@ async fn answer(client: &Client, path: &str, token: &str) -> (u16, Value) {
 }
 
 /// A purchase that succeeds, one that the stock refuses, one that is rolled back from the last step.
-async fn tour(shop: &Shop, engines: &Engines) {
+pub(super) async fn tour(shop: &Shop, engines: &Engines) {
     let client = shop.client();
     let customer = Customer::sign_up(&client, 1).await;
     let token = &customer.token;

@@ -3,6 +3,7 @@
 //!
 //! - [`MariaDb`], [`Nats`], [`Redis`], [`RedisCluster`]: started on free ports of 127.0.0.1, each with its data in a directory of its own;
 //!   killed, paused, stopped and started again on the same port and the same data.
+//! - `Certificates`, with the feature `certificates`: an authority of a test's own, and whom it vouches for.
 //! - [`Chromium`]: a browser with a profile of its own, which shows one page.
 //! - [`Proxy`]: between a client and a server, to cut, to stall, or to cut right behind a request.
 //! - [`shared`]: one of each kind for a whole test binary; [`TestServers`]: for all of them.
@@ -12,6 +13,8 @@
 //! What never happens: a process or a data directory that outlives the process that started it, even if that is killed
 //! with SIGKILL (see `nest.rs`); a server that listens beyond this machine; a missing program that is passed over.
 
+#[cfg(feature = "certificates")]
+mod certificates;
 mod chromium;
 mod error;
 mod http;
@@ -31,6 +34,8 @@ pub mod shared;
 mod test_servers;
 mod wait;
 
+#[cfg(feature = "certificates")]
+pub use certificates::{Certificates, Identity};
 pub use chromium::Chromium;
 pub use error::Error;
 pub use mariadb::MariaDb;

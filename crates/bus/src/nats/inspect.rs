@@ -2,10 +2,11 @@
 
 use std::time::Duration;
 
-use async_nats::jetstream;
+use async_nats::jetstream::{self, stream};
 use futures_util::TryStreamExt;
 
-use super::{Settings, StartError, link};
+use super::{Settings, StartError, Storage, link, topology};
+use crate::{Limits, Subject};
 
 /// How long all that one server is asked may take.
 const ANSWER_WITHIN: Duration = Duration::from_secs(5);
@@ -33,8 +34,11 @@ pub struct Found {
 /// JetStream, for this user.
 #[derive(Debug, Clone)]
 pub struct JetStream {
-    /// Bytes that streams in files may take; none or negative is no limit.
-    pub max_storage_bytes: i64,
+    /// Bytes that all streams of this account together may take where the bus keeps its own, in files or in memory. None if nothing but
+    /// the servers' own limits says it.
+    pub limit_bytes: Option<u64>,
+    /// Bytes that streams which are not this bus's may take of it.
+    pub others_bytes: u64,
     /// The streams of this bus that are there.
     pub streams: Vec<Stream>,
 }
@@ -54,33 +58,64 @@ pub struct Stream {
     pub messages: u64,
 }
 
+/// Bytes that the streams of such a bus may take, on all servers together. The servers set them aside when they make a stream.
+///
+/// # Errors
+/// [`StartError`] when the settings or the subjects make no sense.
+pub fn streams_bytes(settings: &Settings, limits: &Limits, subjects: &[Subject]) -> Result<u64, StartError> {
+    settings.check()?;
+    let planned = topology::plan(settings, limits, subjects)?;
+    let queues = planned.queues.iter().map(|(_, plan)| plan);
+    Ok(queues.chain(&planned.letters).map(|plan| reserved_bytes(&plan.stream)).sum())
+}
+
+/// On all servers that keep the stream.
+fn reserved_bytes(stream: &stream::Config) -> u64 {
+    u64::try_from(stream.max_bytes).unwrap_or(0).saturating_mul(stream.num_replicas as u64)
+}
+
 /// Asks each server of the settings. Changes nothing.
 ///
 /// # Errors
 /// [`StartError`] when the settings make no sense; a server that does not answer is told in its [`Inspection`].
 pub async fn inspect(settings: &Settings) -> Result<Vec<Inspection>, StartError> {
+    settings.check()?;
     let mut inspections = Vec::new();
     for server in &settings.servers {
         let options = link::options(settings).await?;
-        let asked = tokio::time::timeout(ANSWER_WITHIN, ask(options, server, &settings.prefix)).await;
+        let asked = tokio::time::timeout(ANSWER_WITHIN, ask(options, server, settings)).await;
         let found = asked.unwrap_or_else(|_| Err(format!("no answer within {ANSWER_WITHIN:?}")));
         inspections.push(Inspection { server: server.clone(), found });
     }
     Ok(inspections)
 }
 
-async fn ask(options: async_nats::ConnectOptions, server: &str, prefix: &str) -> Result<Found, String> {
+async fn ask(
+    options: async_nats::ConnectOptions,
+    server: &str,
+    settings: &Settings,
+) -> Result<Found, String> {
     let client = options.connect(server).await.map_err(|error| link::with_cause(&error))?;
     let info = client.server_info();
-    let jetstream = look_at_jetstream(&jetstream::new(client), prefix).await;
+    let jetstream = look_at_jetstream(&jetstream::new(client), settings).await;
     Ok(Found { version: info.version, cluster: info.cluster.filter(|name| !name.is_empty()), jetstream })
 }
 
-async fn look_at_jetstream(context: &jetstream::Context, prefix: &str) -> Result<JetStream, String> {
+async fn look_at_jetstream(context: &jetstream::Context, settings: &Settings) -> Result<JetStream, String> {
     let account = context.query_account().await.map_err(|error| link::with_cause(&error))?;
     let all: Vec<_> = context.streams().try_collect().await.map_err(|error| link::with_cause(&error))?;
-    let ours = all.into_iter().filter(|stream| stream.config.name.starts_with(&format!("{prefix}_")));
-    let streams = ours.map(|stream| {
+    let (storage, limit) = match settings.storage {
+        Storage::File => (stream::StorageType::File, account.limits.max_storage),
+        Storage::Memory => (stream::StorageType::Memory, account.limits.max_memory),
+    };
+    // Where there is a limit for each number of replicas, there is none for the sum.
+    let limit = limit.filter(|_| account.tiers.is_empty());
+    let prefix = format!("{}_", settings.prefix);
+    let (ours, others): (Vec<_>, Vec<_>) =
+        all.into_iter().partition(|stream| stream.config.name.starts_with(&prefix));
+    let beside = others.iter().map(|stream| &stream.config).filter(|config| config.storage == storage);
+    let others_bytes = beside.map(reserved_bytes).sum();
+    let streams = ours.into_iter().map(|stream| {
         let current = match &stream.cluster {
             None => 1,
             Some(cluster) if cluster.leader.is_none() => 0,
@@ -89,10 +124,11 @@ async fn look_at_jetstream(context: &jetstream::Context, prefix: &str) -> Result
         Stream {
             replicas: stream.config.num_replicas,
             current,
-            in_files: stream.config.storage == jetstream::stream::StorageType::File,
+            in_files: stream.config.storage == stream::StorageType::File,
             messages: stream.state.messages,
             name: stream.config.name,
         }
     });
-    Ok(JetStream { max_storage_bytes: account.limits.max_storage.unwrap_or(-1), streams: streams.collect() })
+    let limit_bytes = limit.and_then(|bytes| u64::try_from(bytes).ok());
+    Ok(JetStream { limit_bytes, others_bytes, streams: streams.collect() })
 }

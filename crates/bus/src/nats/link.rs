@@ -193,7 +193,9 @@ pub(super) async fn options(settings: &Settings) -> Result<ConnectOptions, Start
     };
     Ok(match &settings.tls {
         None => options,
-        Some(Tls { authorities, identity }) => {
+        Some(tls) => {
+            tls.check().await?;
+            let Tls { authorities, identity } = tls;
             // An error means that the program has chosen its provider already.
             let _ = async_nats::rustls::crypto::aws_lc_rs::default_provider().install_default();
             let options = options.require_tls(true);

@@ -19,6 +19,7 @@ mod pull;
 mod queue;
 mod send;
 mod settings;
+mod tls;
 mod topology;
 mod watch;
 
@@ -39,7 +40,7 @@ use tokio::task::coop::consume_budget;
 use tokio::time::{Instant, sleep, timeout};
 
 pub(crate) use hand::Hand;
-pub use inspect::{Found, Inspection, JetStream, Stream, inspect};
+pub use inspect::{Found, Inspection, JetStream, Stream, inspect, streams_bytes};
 pub use settings::{Identity, Login, Settings, Storage, Tls};
 
 use crate::{Closed, Depth, Envelope, Gathering, Limits, Parked, PublishError, Stats, Subject, Unavailable};

@@ -2,9 +2,8 @@
 
 use std::path::PathBuf;
 
-use bus::nats::{Login, StartError, Storage, Tls};
-use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
-use servers::Nats;
+use bus::nats::{Identity, Login, StartError, Storage, Tls};
+use servers::{Certificates, Nats};
 
 use super::*;
 
@@ -48,44 +47,82 @@ async fn a_token_is_a_login() {
     bus.publish(WORK, frame([1])).await.unwrap();
 }
 
-/// An authority, and a server's certificate and key, as files.
-fn certificates(folder: &std::path::Path) -> [PathBuf; 3] {
-    let authority_key = KeyPair::generate().unwrap();
-    let mut authority = CertificateParams::new(Vec::new()).unwrap();
-    authority.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-    let authority = CertifiedIssuer::self_signed(authority, authority_key).unwrap();
-    let key = KeyPair::generate().unwrap();
-    let server = CertificateParams::new(vec!["127.0.0.1".to_owned()]).unwrap();
-    let server = server.signed_by(&key, &authority).unwrap();
-    let files =
-        [("authority.pem", authority.pem()), ("server.pem", server.pem()), ("key.pem", key.serialize_pem())];
-    std::fs::create_dir_all(folder).unwrap();
-    files.map(|(name, text)| {
-        let path = folder.join(name);
-        std::fs::write(&path, text).unwrap();
-        path
-    })
+/// A key of the documentation of NATS, which opens nothing.
+const SEED: &str = "SUACSSL3UAHUDXKFSNVUZRF5UHPMWZ6BFDTJ7M6USDXIEDNPPQYYYCU3VY";
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_key_is_a_login() {
+    let user = "UDXU4RCSJNZOIQHZNWXHXORDPRTGNJAHAHFRGZNEEJCPQTT2M7NLCNF4";
+    let nats = Nats::start_with(1, &format!("authorization {{ users: [{{ nkey: {user} }}] }}")).unwrap();
+    let settings = Settings { login: Login::Nkey(SEED.to_owned()), ..settings(&nats.urls()) };
+    let bus = open(&settings).await;
+    bus.publish(WORK, frame([1])).await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn connections_are_protected_where_it_is_asked_for() {
-    let folder = std::env::temp_dir().join(servers::unique_name());
-    let [authority, certificate, key] = certificates(&folder);
-    let tls = format!("tls {{ cert_file: {certificate:?}, key_file: {key:?} }}");
+    let Certificates { authority, server, client, .. } = &Certificates::make().unwrap();
+    let tls = format!(
+        "tls {{ cert_file: {:?}, key_file: {:?}, ca_file: {authority:?}, verify: true }}",
+        server.certificate, server.key
+    );
     let nats = Nats::start_with(1, &tls).unwrap();
     let address = nats.nodes()[0].socket_addr();
     let settings = Settings::from_urls(&format!("tls://{address}")).unwrap();
     assert_eq!(settings.tls, Some(Tls::default()));
 
-    let stranger = Settings { start_timeout: QUIET, ..settings.clone() };
-    let why = refused(stranger, LIMITS).await.to_string();
-    assert!(why.contains("certificate"), "{why}");
+    let unknown = Tls { authorities: Some(authority.clone()), identity: None };
+    for (stranger, expected) in
+        [(Tls::default(), "invalid peer certificate"), (unknown.clone(), "CertificateRequired")]
+    {
+        let stranger = Settings { start_timeout: QUIET, tls: Some(stranger), ..settings.clone() };
+        let why = refused(stranger, LIMITS).await.to_string();
+        assert!(why.contains(expected), "{why}");
+    }
 
-    let tls = Tls { authorities: Some(authority), identity: None };
-    let bus = open(&Settings { tls: Some(tls), ..settings }).await;
+    let identity = Identity { certificate: client.certificate.clone(), key: client.key.clone() };
+    let known = Tls { identity: Some(identity), ..unknown };
+    let bus = open(&Settings { tls: Some(known), ..settings }).await;
     bus.publish(WORK, frame([1])).await.unwrap();
     finish(&mut bus.subscribe(WORK), [1]).await;
-    std::fs::remove_dir_all(folder).unwrap();
+}
+
+/// Nobody is asked: no server is there.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_file_that_is_no_certificate_or_key_is_named() {
+    let (ours, others) = (Certificates::make().unwrap(), Certificates::make().unwrap());
+    let identity = |certificate: &PathBuf, key: &PathBuf| {
+        let identity = Identity { certificate: certificate.clone(), key: key.clone() };
+        Tls { authorities: Some(ours.authority.clone()), identity: Some(identity) }
+    };
+    let missing = ours.authority.with_extension("missing");
+    let authorities = |path: &PathBuf| Tls { authorities: Some(path.clone()), identity: None };
+    for (tls, setting, file, why) in [
+        (authorities(&missing), "tls.authorities", &missing, "No such file"),
+        (authorities(&ours.client.key), "tls.authorities", &ours.client.key, "no certificate"),
+        (identity(&missing, &ours.client.key), "tls.identity.certificate", &missing, "No such file"),
+        (identity(&ours.client.certificate, &missing), "tls.identity.key", &missing, "No such file"),
+        (
+            identity(&ours.client.certificate, &ours.client.certificate),
+            "tls.identity.key",
+            &ours.client.certificate,
+            "no key",
+        ),
+        (
+            identity(&ours.client.certificate, &others.client.key),
+            "tls.identity.key",
+            &others.client.key,
+            "not the key of",
+        ),
+    ] {
+        let settings = Settings { tls: Some(tls), ..Settings::from_urls("127.0.0.1:1").unwrap() };
+        let refused = refused(settings, LIMITS).await;
+        let StartError::BadSetting { setting: named, value, why: told } = &refused else {
+            panic!("{refused}")
+        };
+        assert_eq!((*named, value), (setting, &file.display().to_string()));
+        assert!(told.contains(why), "{refused}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
