@@ -19,6 +19,7 @@ password grafana_admin > /dev/null
 nats=$(password nats)
 routes=$(password nats_routes)
 redis=$(password redis)
+admin=$(password catalog_admin)
 
 write nats.conf <<END
 authorization { user: saga, password: "$nats" }
@@ -52,9 +53,11 @@ database() {
     echo '[mysql]'
     echo "$1 = \"mysql://saga_$1:$(cat "mysql_$1")@$2:3306/saga_$1\""
 }
-for service in account product order payment; do
+for service in account order payment; do
     { database $service "mysql-$service"; servers; } | write "$service.toml"
 done
+# Who creates products shows this token.
+{ database product mysql-product; servers; printf '[catalog]\nadmin_token = "%s"\n' "$admin"; } | write product.toml
 # The purchases live on the orders' server, in a database of their own, as there are four servers.
 { database purchase mysql-order; servers; } | write purchase.toml
 servers | write orchestrator.toml

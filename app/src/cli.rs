@@ -75,7 +75,7 @@ pub(crate) enum Command {
     /// Look at the settings
     #[command(subcommand)]
     Config(ConfigCommand),
-    /// Add the demonstration's products to a shop that has none; it must not be running
+    /// Add the demonstration's products to a shop that has none; one that has its data in files must not be running
     Seed,
     /// Put a running shop under load, time every answer and every end of a purchase, and check that it all adds up
     Load(Box<load::Options>),

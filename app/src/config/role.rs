@@ -102,7 +102,11 @@ impl Config {
                 }
                 lacks.extend(self.service_lacks(role, service, true));
             }
-            Role::Seeder => lacks.extend(self.half()),
+            // It writes to one database and asks nobody.
+            Role::Seeder if self.mysql.of(Service::Product).is_some() => {}
+            Role::Seeder => {
+                lacks.extend(self.server().map(|has| Lack::Half { has, lacks: "mysql.product".to_owned() }))
+            }
         }
         lacks
     }
@@ -118,17 +122,22 @@ impl Config {
         (!self.catalog_open(role) && self.catalog.admin_token.is_none()).then_some(Lack::AdminToken { why })
     }
 
+    /// The setting that names a server, if any does.
+    fn server(&self) -> Option<&'static str> {
+        match () {
+            () if Service::ALL.into_iter().any(|service| self.mysql.of(service).is_some()) => Some("mysql"),
+            () if self.nats.url.is_some() => Some("nats.url"),
+            () if self.redis.url.is_some() => Some("redis.url"),
+            () => None,
+        }
+    }
+
     /// All in one process, or nothing: services that do not share a broker would not hear each other.
     fn half(&self) -> Option<Lack> {
+        let has = self.server()?;
         let databases = Service::ALL.into_iter().filter(|service| service.needs().database);
         let (with, without): (Vec<_>, Vec<_>) =
             databases.partition(|service| self.mysql.of(*service).is_some());
-        let has = match () {
-            () if !with.is_empty() => "mysql",
-            () if self.nats.url.is_some() => "nats.url",
-            () if self.redis.url.is_some() => "redis.url",
-            () => return None,
-        };
         let lacks = match (&without[..], &self.nats.url) {
             ([], Some(_)) => return None,
             ([], None) => "nats.url".to_owned(),
@@ -207,6 +216,22 @@ mod tests {
         assert_eq!(config.lacks_for(Role::Shop), []);
         config.nats.url = None;
         assert_eq!(half(&config), "mysql without nats.url");
+    }
+
+    #[test]
+    fn who_seeds_needs_the_products_database_alone_where_there_are_servers() {
+        let mut config = Config::default();
+        config.mysql.order = Some(ServerUrl::new("mysql://a/order"));
+        config.nats.url = Some(ServerUrl::new("nats://a"));
+        let lacks = config.lacks_for(Role::Seeder);
+        assert_eq!(lacks, [Lack::Half { has: "mysql", lacks: "mysql.product".to_owned() }]);
+        config.mysql.order = None;
+        let lacks = config.lacks_for(Role::Seeder);
+        assert_eq!(lacks, [Lack::Half { has: "nats.url", lacks: "mysql.product".to_owned() }]);
+        config.mysql.product = Some(ServerUrl::new("mysql://a/product"));
+        assert_eq!(config.lacks_for(Role::Seeder), []);
+        config.nats.url = None;
+        assert_eq!(config.lacks_for(Role::Seeder), []);
     }
 
     #[test]
