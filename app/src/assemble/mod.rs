@@ -252,7 +252,8 @@ impl<'c> Start<'c> {
         let doors = Doors::open(config, hold)?;
         let (common, died) = Common::new(config, role)?;
         let (progress, health) = (Progress::new(), Health::default());
-        let routes = operator::routes(&common, &progress, &health, None);
+        let readiness = operator::readiness(&common, &progress, &health, None);
+        let routes = operator::routes(&common, readiness);
         let starting = doors.answer_operator(routes, config, &common.doors)?;
         Ok(Start { common, doors, progress, health, starting, died })
     }
@@ -263,7 +264,9 @@ impl<'c> Start<'c> {
 
     fn finish(self, open: Open, api: Api, operator: Router, seeded: bool) -> Result<Running, Error> {
         let Start { common, doors, progress, health, starting, died } = self;
-        let operator = operator::routes(&common, &progress, &health, api.gateway()).merge(operator);
+        let readiness = operator::readiness(&common, &progress, &health, api.gateway());
+        let operator = operator::routes(&common, readiness.clone()).merge(operator);
+        let health = rpc::health(readiness, common.doors.stop.clone());
         let running = Running {
             http_addr: doors.api_address,
             admin_addr: doors.admin_address,
@@ -278,8 +281,8 @@ impl<'c> Start<'c> {
         starting.cancel();
         let edge = common.config.http.edge();
         let api = match api {
-            Api::Routes(routes) => edge::protected(routes.merge(rpc::health_and_reflection()), &edge)?,
-            Api::Gateway(gateway) => gateway.protected(&edge)?,
+            Api::Routes(routes) => edge::protected(routes.merge(rpc::reflection()).merge(health), &edge)?,
+            Api::Gateway(gateway) => gateway.protected(health, &edge)?,
         };
         doors.answer(api, operator, common.config, &running.stop.doors)?;
         Ok(running)

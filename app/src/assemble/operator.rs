@@ -14,19 +14,23 @@ use super::engines::Progress;
 use super::health::Health;
 use super::services::Common;
 
-/// Metrics, liveness, and readiness: started, not stopping, and what it stands on answers.
-pub(super) fn routes(
+/// Whether the process should be sent anything: it has started, is not stopping, and what it stands on answers.
+pub(super) fn readiness(
     common: &Common<'_>,
     progress: &Progress,
     health: &Health,
     gateway: Option<Gateway>,
-) -> Router {
+) -> Readiness {
     let (progress, stopping, health) = (progress.clone(), common.doors.stop.clone(), health.clone());
-    let readiness = Readiness::new()
+    Readiness::new()
         .check("start", move || progress.check())
         .check("engines", move || health.check())
         .check("replicas", move || gateway.as_ref().map_or(Ok(()), Gateway::ready))
-        .check("shop", move || if stopping.is_cancelled() { Err("stopping".to_owned()) } else { Ok(()) });
+        .check("shop", move || if stopping.is_cancelled() { Err("stopping".to_owned()) } else { Ok(()) })
+}
+
+/// Metrics, liveness, and readiness.
+pub(super) fn routes(common: &Common<'_>, readiness: Readiness) -> Router {
     admin::router(common.registry.clone(), readiness)
 }
 

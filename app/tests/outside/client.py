@@ -26,6 +26,8 @@ import reflection_pb2_grpc
 
 # Seconds that a call may take.
 PATIENCE = 30
+# Seconds after which nobody watches any more.
+WATCH = 1
 
 
 def asked(method, request, show):
@@ -63,6 +65,17 @@ def written(module):
 def reflect(stub, **question):
     answers = stub.ServerReflectionInfo(iter([reflection_pb2.ServerReflectionRequest(**question)]), timeout=PATIENCE)
     return next(answers)
+
+
+class OldReflection:
+    """The protocol under the name that it had before; its messages are the same."""
+
+    def __init__(self, channel):
+        self.ServerReflectionInfo = channel.stream_stream(
+            "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo",
+            request_serializer=reflection_pb2.ServerReflectionRequest.SerializeToString,
+            response_deserializer=reflection_pb2.ServerReflectionResponse.FromString,
+        )
 
 
 def served(stub, symbol):
@@ -107,7 +120,20 @@ def main():
             show = lambda told: health_pb2.HealthCheckResponse.ServingStatus.Name(told.status)
             return asked(health.Check, health_pb2.HealthCheckRequest(service=service), show)
 
-        services = reflect(reflection, list_services="*").list_services_response.service
+        def watch(service):
+            """What is told in a while, and how that ends."""
+            told = []
+            try:
+                for news in health.Watch(health_pb2.HealthCheckRequest(service=service), timeout=WATCH):
+                    told.append(health_pb2.HealthCheckResponse.ServingStatus.Name(news.status))
+            except grpc.RpcError as error:
+                told.append(error.code().name)
+            return told
+
+        def listed(stub):
+            services = reflect(stub, list_services="*").list_services_response.service
+            return sorted(service.name for service in services)
+
         answers = {
             "auth": {name: authenticate(token) for name, token in QUESTIONS["tokens"].items()},
             "check": check(QUESTIONS["check"]),
@@ -117,7 +143,9 @@ def main():
             "too_many": get(list(range(1, QUESTIONS["too_many"] + 1))),
             "health": status(""),
             "health_of_a_stranger": status("stranger.Service"),
-            "services": sorted(service.name for service in services),
+            "health_watched": watch(""),
+            "services": listed(reflection),
+            "services_as_of_old": listed(OldReflection(channel)),
             "differences": differences(reflection, "auth.AuthService", auth_pb2)
             + differences(reflection, "product.ProductService", product_pb2),
             "compared": len(shape([written(auth_pb2), written(product_pb2)])),

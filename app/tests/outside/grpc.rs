@@ -131,6 +131,8 @@ async fn the_contract_is_kept(foreign: &Foreign, shop: &Client, expired: &str) {
 
     assert_eq!(told["health"], "SERVING");
     assert_eq!(told["health_of_a_stranger"]["refused"], "NOT_FOUND", "{told}");
+    assert_eq!(told["health_watched"], json!(["SERVING", "DEADLINE_EXCEEDED"]));
+    assert_eq!(told["services"], told["services_as_of_old"]);
     let services: Vec<&str> =
         told["services"].as_array().unwrap().iter().map(|name| name.as_str().unwrap()).collect();
     for name in ["auth.AuthService", "product.ProductService", "grpc.health.v1.Health"] {

@@ -29,7 +29,9 @@ pub(crate) fn benches(criterion: &mut Criterion) {
             .route("/api/purchase", post(async |Json(_): Json<serde_json::Value>| Json([1, 2, 3])));
         let server = listen(protected(router, &EdgeConfig::default()).expect("no origins"), &stop).await;
         let gateway = before(server, &stop).await;
-        let gateway = listen(gateway.protected(&EdgeConfig::default()).expect("no origins"), &stop).await;
+        let gateway =
+            listen(gateway.protected(Router::new(), &EdgeConfig::default()).expect("no origins"), &stop)
+                .await;
         (server, gateway)
     });
     let body = r#"{"purchase_items":[{"product_id":1,"amount":1}],"payment":{"currency_code":"NT"}}"#;

@@ -10,7 +10,7 @@ use telemetry::spans::{self, Detail, ERROR_TYPE, Kind, Step, TRACEPARENT, within
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Request, Status};
 
-/// How long one replica may take to answer.
+/// How long one replica may take to answer. It is told so with the call.
 pub const CALL_TIMEOUT: Duration = Duration::from_secs(2);
 /// How many replicas one question is put to at most.
 const ATTEMPTS: usize = 3;
@@ -19,12 +19,16 @@ const KEEP_ALIVE: (Duration, Duration) = (Duration::from_secs(10), Duration::fro
 
 /// The link to a replica: it connects when it is used, and again when it has lost its connection.
 pub fn channel(address: SocketAddr) -> Channel {
+    probed_channel(address, KEEP_ALIVE)
+}
+
+fn probed_channel(address: SocketAddr, (interval, patience): (Duration, Duration)) -> Channel {
     let endpoint = Endpoint::from_shared(format!("http://{address}")).expect("an address makes a URI");
     endpoint
         .connect_timeout(CONNECT_TIMEOUT)
         .tcp_nodelay(true)
-        .http2_keep_alive_interval(KEEP_ALIVE.0)
-        .keep_alive_timeout(KEEP_ALIVE.1)
+        .http2_keep_alive_interval(interval)
+        .keep_alive_timeout(patience)
         .keep_alive_while_idle(true)
         .connect_lazy()
 }
@@ -63,6 +67,7 @@ where
         match answer.unwrap_or_else(late) {
             Err(status) if is_out(&status) => {
                 tracing::debug!(replica = %picked.address(), %status, "a replica does not answer");
+                // A source is an error of tonic's: no connection, or that it was the first to see that the time is over.
                 if std::error::Error::source(&status).is_some() || status.code() == Code::DeadlineExceeded {
                     picked.unreachable();
                 }
@@ -77,9 +82,10 @@ where
     Err(refused)
 }
 
-/// A message for another service, with the trace that it is part of, if that is recorded.
-pub(crate) fn traced<M>(message: M) -> Request<M> {
+/// A message for another service, with the time that it has for its answer and the trace that it is part of, if that is recorded.
+pub(crate) fn call<M>(message: M) -> Request<M> {
     let mut request = Request::new(message);
+    request.set_timeout(CALL_TIMEOUT);
     if let Some(current) = spans::current()
         && let Ok(value) = current.first().to_string().parse()
     {
@@ -95,5 +101,39 @@ fn is_out(status: &Status) -> bool {
         // The connection broke under the call.
         Code::Unknown => std::error::Error::source(status).is_some(),
         _ => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    use tokio::io::AsyncReadExt;
+    use tokio::net::TcpListener;
+    use tokio::time::timeout;
+
+    use crate::generated::auth::AuthPayload;
+    use crate::generated::auth::auth_service_client::AuthServiceClient;
+
+    /// Only a failing test waits this long.
+    const PATIENCE: Duration = Duration::from_secs(20);
+
+    #[tokio::test]
+    async fn a_connection_whose_peer_is_gone_without_a_word_is_closed() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let address = listener.local_addr().expect("an address");
+        let short = Duration::from_millis(20);
+        let mut client = AuthServiceClient::new(probed_channel(address, (short, short)));
+        let silent = async {
+            let (mut stream, _) = listener.accept().await.expect("a connection");
+            let mut sent = Vec::new();
+            // It may be reset, which is as good as an end.
+            let _ = stream.read_to_end(&mut sent).await;
+            sent
+        };
+        let both = async { tokio::join!(client.auth(AuthPayload::default()), silent) };
+        let (answer, sent) = timeout(PATIENCE, both).await.expect("it should be closed by now");
+        assert!(is_out(&answer.expect_err("nobody is there")));
+        assert!(sent.starts_with(b"PRI * HTTP/2.0"));
     }
 }

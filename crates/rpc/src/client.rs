@@ -6,7 +6,7 @@ use shop::calls::{CheckProducts, GetProducts, ProductDetails, Unavailable};
 use tonic::Status;
 use tonic::transport::Channel;
 
-use crate::ask::{ask, traced};
+use crate::ask::{ask, call};
 use crate::generated::product::product_service_client::ProductServiceClient;
 use crate::generated::product::{
     CartItem, CheckProductsRequest, GetProductsRequest, Product, Status as Existence,
@@ -31,7 +31,7 @@ pub fn check_products(replicas: Peers<Channel>) -> CheckProducts {
             let question = CheckProductsRequest { cart_items: missing.iter().map(item).collect() };
             let answer = ask(&replicas, "product.ProductService/CheckProducts", |channel| {
                 let question = question.clone();
-                async move { ProductServiceClient::new(channel).check_products(traced(question)).await }
+                async move { ProductServiceClient::new(channel).check_products(call(question)).await }
             });
             let answer = answer.await.map_err(unavailable)?.into_inner().product_statuses;
             let wanted = missing.len();
@@ -58,7 +58,7 @@ pub fn get_products(replicas: Peers<Channel>) -> GetProducts {
             let question = GetProductsRequest { product_ids };
             let answer = ask(&replicas, "product.ProductService/GetProducts", |channel| {
                 let question = question.clone();
-                async move { ProductServiceClient::new(channel).get_products(traced(question)).await }
+                async move { ProductServiceClient::new(channel).get_products(call(question)).await }
             });
             let details = |product: Product| {
                 let Product { product_id: id, product_name: name, description, brand_name, inventory, price } =

@@ -1,10 +1,17 @@
-//! What is offered: `auth.AuthService`, `product.ProductService`, health and reflection, as routes for the listener that
-//! serves the rest of the API too.
+//! What is offered: `auth.AuthService`, `product.ProductService` and reflection, as routes for the listener that serves the rest of
+//! the API too. Health is in `health.rs`.
 
 use axum::Router;
+use axum::extract::Request as Call;
+use axum::middleware::{Next, from_fn};
+use axum::response::Response as Answer;
 use serve::auth::{AuthError, Verifier};
+use serve::deadline;
 use shop::calls::{CheckProducts, GetProducts, ProductDetails, Unavailable};
+use tokio::time::timeout_at;
 use tonic::{Request, Response, Status};
+use tonic_reflection::pb::{v1, v1alpha};
+use tonic_reflection::server::Builder;
 
 use crate::generated::DESCRIPTORS;
 use crate::generated::auth::auth_service_server::{AuthService, AuthServiceServer};
@@ -20,27 +27,51 @@ const MAX_PRODUCTS: usize = 1_000;
 
 /// Everything that `auth.AuthService` answers.
 pub fn auth_service(verifier: Verifier) -> Router {
-    Router::new().route_service("/auth.AuthService/{method}", AuthServiceServer::new(Tokens(verifier)))
+    in_time(
+        Router::new().route_service("/auth.AuthService/{method}", AuthServiceServer::new(Tokens(verifier))),
+    )
 }
 
 /// Everything that `product.ProductService` answers.
 pub fn product_service(check: CheckProducts, get: GetProducts) -> Router {
     let catalogue = ProductServiceServer::new(Catalogue { check, get });
-    Router::new().route_service("/product.ProductService/{method}", catalogue)
+    in_time(Router::new().route_service("/product.ProductService/{method}", catalogue))
 }
 
-/// `grpc.health.v1.Health`, which says that this process serves (whether it should be sent anything is what `/readyz`
-/// says), and `grpc.reflection.v1.ServerReflection`, which says what it serves.
-pub fn health_and_reflection() -> Router {
-    let (_, health) = tonic_health::server::health_reporter();
-    let reflection = tonic_reflection::server::Builder::configure()
-        .register_encoded_file_descriptor_set(DESCRIPTORS)
-        .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
-        .build_v1()
-        .expect("the descriptors are those that the code was generated from");
-    Router::new()
-        .route_service("/grpc.health.v1.Health/{method}", health)
-        .route_service("/grpc.reflection.v1.ServerReflection/{method}", reflection)
+/// `grpc.reflection.v1.ServerReflection`, which says what is offered, and the same under the name that it had before,
+/// `grpc.reflection.v1alpha.ServerReflection`: some clients know only that.
+pub fn reflection() -> Router {
+    let described = || {
+        Builder::configure()
+            .register_encoded_file_descriptor_set(DESCRIPTORS)
+            .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+            .register_encoded_file_descriptor_set(v1::FILE_DESCRIPTOR_SET)
+            .register_encoded_file_descriptor_set(v1alpha::FILE_DESCRIPTOR_SET)
+    };
+    const GENERATED: &str = "the descriptors are those that the code was generated from";
+    let of_today = described().build_v1().expect(GENERATED);
+    let of_before = described().build_v1alpha().expect(GENERATED);
+    in_time(
+        Router::new()
+            .route_service("/grpc.reflection.v1.ServerReflection/{method}", of_today)
+            .route_service("/grpc.reflection.v1alpha.ServerReflection/{method}", of_before),
+    )
+}
+
+/// Ends calls whose deadline has passed.
+pub(crate) fn in_time(calls: Router) -> Router {
+    calls.layer(from_fn(answer_in_time))
+}
+
+async fn answer_in_time(call: Call, next: Next) -> Answer {
+    match deadline::of(call.headers()) {
+        Ok(None) => next.run(call).await,
+        Ok(Some(deadline)) => match timeout_at(deadline, next.run(call)).await {
+            Ok(answer) => answer.map(|messages| deadline::bounded(messages, deadline)),
+            Err(_) => Status::deadline_exceeded(deadline::EXCEEDED).into_http(),
+        },
+        Err(invalid) => Status::invalid_argument(invalid.to_string()).into_http(),
+    }
 }
 
 struct Tokens(Verifier);

@@ -64,9 +64,7 @@ impl Shop {
             Ok(if ids.contains(&7) { vec![details] } else { Vec::new() })
         });
         let verifier = Verifier::new(&KeySet::default(), &Realm::default(), Clock::system());
-        let routes = rpc::product_service(check, get)
-            .merge(rpc::auth_service(verifier))
-            .merge(rpc::health_and_reflection());
+        let routes = rpc::product_service(check, get).merge(rpc::auth_service(verifier));
         let server = tonic::transport::Server::builder().accept_http1(true).add_routes(Routes::from(routes));
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build();
         let runtime = runtime.expect("a runtime");
@@ -196,4 +194,14 @@ async fn a_name_stands_for_its_addresses() {
         }
     };
     tokio::time::timeout(PATIENCE, answered).await.expect("the name should be known by now");
+
+    // And what is at one of them may die and come back.
+    let missing = async || check.ask(vec![8]).await.is_ok();
+    let address = shop.kill();
+    let refused = async { while missing().await {} };
+    tokio::time::timeout(PATIENCE, refused).await.expect("nobody is there any more");
+    let back = Shop::start(address).await;
+    let answered = async { while !missing().await {} };
+    tokio::time::timeout(PATIENCE, answered).await.expect("it should answer by now");
+    assert!(back.asked() > 0);
 }

@@ -7,6 +7,7 @@
 
 pub mod admin;
 pub mod auth;
+pub mod deadline;
 pub mod edge;
 pub mod error;
 pub mod extract;

@@ -10,8 +10,10 @@ use http::header::{CONTENT_TYPE, TE};
 use http::request::Parts;
 use http::{HeaderName, HeaderValue, StatusCode, Version};
 use hyper::body::{Frame, Incoming, SizeHint};
+use serve::deadline;
 use serve::extract::read_body;
 use telemetry::spans::within;
+use tokio::time::{Instant, timeout_at};
 
 use crate::forward::{MAX_TRIES, Unanswered, client, customer, give_up, pick};
 use crate::pool::{Failure, Place};
@@ -31,6 +33,9 @@ enum Status {
     Unavailable = 14,
 }
 
+/// What a caller is told instead of an answer.
+type Refused = (Status, &'static str);
+
 /// Whether a request is a gRPC call.
 pub(crate) fn is_call(request: &Request) -> bool {
     request.version() == Version::HTTP_2
@@ -47,18 +52,34 @@ impl Inner {
         };
         let counted = self.requests.begin(route.label, request.method().as_str());
         let traced = Traced::begin(&self.spans, &mut request, route.label);
-        let passed = within(traced.current(), self.pass_call_on(route, request)).await;
+        let passed = within(traced.current(), self.pass_on_in_time(route, request)).await;
         let response = passed.unwrap_or_else(|(status, why)| refusal(status, why));
         traced.end(response.status());
         counted.finish(response.status().as_u16(), response.body().size_hint().exact());
         response
     }
 
+    async fn pass_on_in_time(&self, route: GrpcRoute, request: Request) -> Result<Response, Refused> {
+        // A time that is none is refused by the service.
+        let Ok(Some(deadline)) = deadline::of(request.headers()) else {
+            return self.pass_call_on(route, request, None).await;
+        };
+        match timeout_at(deadline, self.pass_call_on(route, request, Some(deadline))).await {
+            Ok(passed) => passed.map(|answer| answer.map(|body| deadline::bounded(body, deadline))),
+            // That a caller has little time says nothing about the replica: it is not given up.
+            Err(_) => {
+                self.outcomes.0.count(Unanswered::Late.outcome());
+                Err((Status::DeadlineExceeded, deadline::EXCEEDED))
+            }
+        }
+    }
+
     async fn pass_call_on(
         &self,
         route: GrpcRoute,
         request: Request,
-    ) -> Result<Response, (Status, &'static str)> {
+        deadline: Option<Instant>,
+    ) -> Result<Response, Refused> {
         let (mut parts, body) = request.into_parts();
         let choice = customer(&parts);
         let (body, copy) = if route.reads {
@@ -79,6 +100,9 @@ impl Inner {
             let Some(replica) = pick(peers, choice, &tried) else { break };
             let Some(mut request) = next.take().or_else(again) else { break };
             tried.push(replica.address());
+            if let Some(deadline) = deadline {
+                deadline::put(request.headers_mut(), deadline);
+            }
             let span = Try::begin(&mut request);
             let called = replica.link().send(request).await;
             span.end(route.service.name(), called.as_ref().ok().map(|(head, _)| head.status()));

@@ -22,6 +22,7 @@ mod traced;
 use std::sync::Arc;
 use std::time::Duration;
 
+use axum::Router;
 use axum::extract::Request;
 use axum::response::Response;
 use futures_util::future::join_all;
@@ -30,6 +31,7 @@ use serve::edge::{self, EdgeConfig, InvalidOrigin, Protected};
 use telemetry::metrics::{HttpMetrics, OutcomeCounter};
 use telemetry::{Registry, Spans};
 use tokio_util::sync::CancellationToken;
+use tower::Service as _;
 
 use crate::pool::Pool;
 use crate::route::Service;
@@ -119,13 +121,13 @@ pub fn start(parts: Parts) -> Gateway {
 }
 
 impl Gateway {
-    /// What [`serve::serve`] serves, with the limits around it.
+    /// What [`serve::serve`] serves, with the limits around it. `health` answers `grpc.health.v1.Health`, for the gateway itself.
     ///
     /// # Errors
     /// [`InvalidOrigin`] for a CORS origin that is none.
-    pub fn protected(&self, config: &EdgeConfig) -> Result<Protected, InvalidOrigin> {
+    pub fn protected(&self, health: Router, config: &EdgeConfig) -> Result<Protected, InvalidOrigin> {
         let gateway = self.clone();
-        edge::protected_handler(move |request| gateway.clone().answer(request), config)
+        edge::protected_handler(move |request| gateway.clone().answer(health.clone(), request), config)
     }
 
     /// Ok when each service has a replica that answers; otherwise which have none.
@@ -145,7 +147,13 @@ impl Gateway {
         join_all(self.0.peers.iter().map(|peers| peers.clone().run(stop.clone()))).await;
     }
 
-    async fn answer(self, request: Request) -> Response {
-        if grpc::is_call(&request) { self.0.call(request).await } else { self.0.forward(request).await }
+    async fn answer(self, mut health: Router, request: Request) -> Response {
+        if !grpc::is_call(&request) {
+            self.0.forward(request).await
+        } else if route::asks_for_health(request.uri().path()) {
+            health.call(request).await.unwrap_or_else(|never| match never {})
+        } else {
+            self.0.call(request).await
+        }
     }
 }

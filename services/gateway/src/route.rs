@@ -72,6 +72,11 @@ pub(crate) struct GrpcRoute {
     pub(crate) reads: bool,
 }
 
+/// Whether a gRPC method asks for the health of whoever is asked, and so goes nowhere.
+pub(crate) fn asks_for_health(path: &str) -> bool {
+    path.starts_with("/grpc.health.v1.Health/")
+}
+
 /// Where a gRPC method goes.
 pub(crate) fn grpc(path: &str) -> Option<GrpcRoute> {
     let route = |service, label, reads| Some(GrpcRoute { service, label, reads });
@@ -79,7 +84,6 @@ pub(crate) fn grpc(path: &str) -> Option<GrpcRoute> {
     match name {
         "auth.AuthService" => route(Service::Account, "/auth.AuthService/*", true),
         "product.ProductService" => route(Service::Product, "/product.ProductService/*", true),
-        "grpc.health.v1.Health" => route(Service::Product, "/grpc.health.v1.Health/*", false),
         _ if name.starts_with("grpc.reflection.") => route(Service::Product, "/grpc.reflection.*", false),
         _ => None,
     }
@@ -121,8 +125,12 @@ mod tests {
         for (path, service) in [
             ("/auth.AuthService/Auth", Some((Service::Account, true))),
             ("/product.ProductService/CheckProducts", Some((Service::Product, true))),
-            ("/grpc.health.v1.Health/Watch", Some((Service::Product, false))),
             ("/grpc.reflection.v1.ServerReflection/ServerReflectionInfo", Some((Service::Product, false))),
+            (
+                "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo",
+                Some((Service::Product, false)),
+            ),
+            ("/grpc.health.v1.Health/Watch", None),
             ("/auth.AuthServiceX/Auth", None),
             ("/purchase.Secret/Do", None),
             ("/", None),

@@ -95,6 +95,11 @@ pub(crate) fn echo(name: &'static str) -> Router {
     )
 }
 
+/// Tells that it is the gateway's own.
+fn health() -> Router {
+    Router::new().route("/grpc.health.v1.Health/{method}", any(async || "the gateway's own health"))
+}
+
 /// What a [`Raw`] replica does when it is asked something.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Deed {
@@ -204,7 +209,7 @@ impl Door {
         let run = tokio::spawn(gateway.clone().run(stop.clone()));
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
-        let api = gateway.protected(&EdgeConfig::default()).unwrap();
+        let api = gateway.protected(health(), &EdgeConfig::default()).unwrap();
         let token = stop.clone();
         let ended = tokio::spawn(async move { serve::serve(listener, api, &limits, token).await });
         Door { gateway, address, stop, ended, run }
