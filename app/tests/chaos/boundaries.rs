@@ -6,11 +6,14 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use futures_util::future::join_all;
+use testkit::traffic::Habits;
 use testkit::{Engines, Ordeal, Shop, TempDir};
 
 use super::annex::{Annex, Standstill, armed};
-use super::{CROWD, accepted, all_are_ready, much_is_bought, options, turn};
+use super::{accepted, all_are_ready, much_is_bought, options, turn};
 
+/// As many as keep everybody at work: what they have bought is all asked for in the end.
+const BUYERS: Habits = Habits { refusals_are_fine: true, buyers_per_customer: 3 };
 /// Purchases between two deaths.
 const SOME: usize = 20;
 /// Purchases that one who dies is asked for at once.
@@ -92,7 +95,7 @@ async fn who_takes_up_dies(annex: &Annex, ordeal: &Ordeal, shop: &Shop) {
 async fn whoever_dies_at_a_boundary_leaves_nothing_undone_and_nothing_done_twice() {
     let _turn = turn().await;
     let (dir, engines) = (TempDir::new(), Engines::shared());
-    let mut ordeal = Ordeal::begin("boundaries", options(&dir, &engines), CROWD).await;
+    let mut ordeal = Ordeal::begin("boundaries", options(&dir, &engines), BUYERS).await;
     let shop = ordeal.open().await;
     let annex = Annex::of(&shop, &dir, &engines).await;
     let pids: Vec<_> = shop.replicas().await.into_iter().map(|replica| replica.pid).collect();

@@ -11,7 +11,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use wire::messages::{About, Carried, Command, Progress, Start, ToOrchestrator, ToParticipant};
 
-use super::tap::{MADE_UP, Repeated, Repeater, SUBJECTS, Tap, join};
+use super::tap::{MADE_UP, Repeated, Repeater, SUBJECTS, Tap};
 use super::{CROWD, SOON, much_is_bought, options, turn};
 
 /// Purchases that make an act.
@@ -59,31 +59,30 @@ async fn messages_are_repeated_and_shuffled(engines: &Engines, ordeal: &mut Orde
     assert!(repeated[1..].iter().all(|queue| queue.copies > queue.messages), "{repeated:?}");
 }
 
-/// Row 8: what cannot be understood is put between what can, in one frame where something comes by, and alone.
+/// Row 8: what cannot be understood is put between what can, in one frame with what comes by.
 async fn nonsense_is_told(engines: &Engines) {
-    let bus = join(engines).await;
-    for (number, (subject, body, _)) in (0..).zip(nonsense()) {
-        let envelope = Envelope { id: EnvelopeId::of(number, MADE_UP), body: body.into() };
-        if subject == ORCHESTRATOR {
-            bus.publish(subject, vec![envelope]).await.unwrap();
-            continue;
-        }
+    for subject in SUBJECTS {
+        let of_subject = (0..).zip(nonsense()).filter(|(_, (of, ..))| *of == subject);
+        let made_up = of_subject.map(|(number, (_, body, _))| Envelope {
+            id: EnvelopeId::of(number, MADE_UP),
+            body: body.into(),
+        });
         let mut tap = Tap::on(engines, subject).await;
-        let mut frame = tap.take().await;
-        frame.push(envelope);
+        // Nobody tells an orchestrator anything, unless something is taken up again.
+        let mut frame = if subject == ORCHESTRATOR { Vec::new() } else { tap.take().await };
+        frame.extend(made_up);
         tap.put(frame).await;
         tap.close().await;
     }
-    bus.close().await;
     no_frame_is_sent(engines).await;
 }
 
-/// As any program may that has the broker's address: not even a frame.
+/// As any program may that has the broker's address: not even a frame. It begins with the version of one: another would be waited with.
 async fn no_frame_is_sent(engines: &Engines) {
     let server = engines.nats().split(',').next().unwrap().trim_start_matches("nats://");
     let mut stream = TcpStream::connect(server).await.unwrap();
     let subject = format!("{}.{INVENTORY_COMMANDS}", engines.name());
-    let text = format!("CONNECT {{\"verbose\":false}}\r\nPUB {subject} 5\r\nhello\r\nPING\r\n");
+    let text = format!("CONNECT {{\"verbose\":false}}\r\nPUB {subject} 6\r\n\u{1}hello\r\nPING\r\n");
     stream.write_all(text.as_bytes()).await.unwrap();
     let mut answered = Vec::new();
     while !answered.ends_with(b"PONG\r\n") {

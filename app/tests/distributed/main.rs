@@ -7,6 +7,7 @@
 mod servers_away;
 mod supervisor;
 mod tour;
+mod walk;
 
 use std::time::Duration;
 
