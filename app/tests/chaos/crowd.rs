@@ -21,6 +21,8 @@ const LAST_ONES: i64 = 100;
 const SAME: usize = 50;
 /// Purchases of two products, one way round or the other.
 const CROSSING: usize = 200;
+/// They are bought until there was a deadlock, so many times at most; the first time has always been enough.
+const MAX_ROUNDS: usize = 20;
 /// How much a transaction must have changed for the server to find the other one of a deadlock cheaper.
 const WEIGHT: usize = 1_000;
 
@@ -71,6 +73,7 @@ async fn crossing_carts(counter: &mut Counter) {
         counter.sell(&format!("crossing {rounds}"), &carts).await;
         until("they have ended", SOON, async || counter.have_all_ended().await).await;
         (found, rounds) = (deadlocks(&counter.engines) - before.1, rounds + 1);
+        assert!(found > 0 || rounds < MAX_ROUNDS, "no deadlock in {rounds} rounds");
     }
     stop.store(true, Ordering::Relaxed);
     let victim = crossing.await.unwrap();
