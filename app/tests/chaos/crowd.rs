@@ -1,12 +1,10 @@
 //! Many at once: rows 11, 12 and 13 of the list of faults.
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-
 use futures_util::future::join_all;
 use testkit::traffic::Cart;
 use testkit::{Client, Engines, Shop, TempDir, until};
 use tokio::task::spawn_blocking;
+use tokio_util::sync::CancellationToken;
 
 use super::annex::Annex;
 use super::counter::{Counter, one_of};
@@ -55,12 +53,13 @@ async fn crossing_carts(counter: &mut Counter) {
         take(second).repeat(WEIGHT),
         take(first)
     );
-    let (stop, mysql) = (Arc::new(AtomicBool::new(false)), counter.engines.mysql().clone());
-    let until_stopped = Arc::clone(&stop);
+    let (stop, mysql) = (CancellationToken::new(), counter.engines.mysql().clone());
+    // A test that fails here does not wait for the thread for ever.
+    let (stopped, stop) = (stop.clone(), stop.drop_guard());
     let before = (counter.adds_up("before the crossing carts").await, deadlocks(&counter.engines));
     let crossing = spawn_blocking(move || {
         let mut victim = 0;
-        while !until_stopped.load(Ordering::Relaxed) {
+        while !stopped.is_cancelled() {
             victim += u64::from(mysql.run(&crossing).is_err());
         }
         victim
@@ -75,7 +74,7 @@ async fn crossing_carts(counter: &mut Counter) {
         (found, rounds) = (deadlocks(&counter.engines) - before.1, rounds + 1);
         assert!(found > 0 || rounds < MAX_ROUNDS, "no deadlock in {rounds} rounds");
     }
-    stop.store(true, Ordering::Relaxed);
+    drop(stop);
     let victim = crossing.await.unwrap();
     let after = counter.adds_up("row 12: crossing carts").await;
     println!("{found} deadlocks, of which the shop's transaction was not rolled back in {victim}");
