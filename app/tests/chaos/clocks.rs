@@ -2,21 +2,18 @@
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
-use std::process::Stdio;
 use std::time::Duration;
 
 use testkit::checks::{self, Expected};
 use testkit::traffic::{Cart, Customer, Product};
-use testkit::{Client, Engines, Shop, TempDir, until};
-use tokio::io::{AsyncBufReadExt, BufReader};
-use tokio::process::{Child, Command};
+use testkit::{Engines, Shop, TempDir, until};
+use tokio::process::Command;
 
-use super::{options, saga, turn};
+use super::annex::{Annex, Extra};
+use super::{options, turn};
 
 /// Replicas of purchase beside those of the shop, all on one database.
 const REPLICAS: usize = 16;
-/// A replica has started within this time: four of them start at a time, on a machine that may be busy.
-const START_WITHIN: Duration = Duration::from_secs(120);
 /// Everything has ended within this time: nearly thirty processes share what a small machine has.
 const ENDED_WITHIN: Duration = Duration::from_secs(180);
 /// Purchases that each is asked for at a time.
@@ -28,9 +25,8 @@ const LATER: [&str; 4] = ["-10", "-3600", "+3600", "-86400"];
 
 /// A replica of the purchase service, whose clock is what a file says.
 struct Replica {
-    process: Child,
+    process: Extra,
     clock: PathBuf,
-    client: Client,
 }
 
 /// `libfaketime`, as the program of its package knows where it is.
@@ -48,11 +44,11 @@ fn set(clock: &Path, offset: &str) {
     std::fs::rename(new, clock).unwrap();
 }
 
-/// What all replicas are told.
+/// Where they are started.
 struct Site<'s> {
     dir: &'s Path,
     library: String,
-    variables: Vec<(String, String)>,
+    annex: Annex,
 }
 
 impl Site<'_> {
@@ -61,31 +57,17 @@ impl Site<'_> {
         if !clock.exists() {
             set(&clock, ALWAYS[number % ALWAYS.len()]);
         }
-        let mut command = saga();
-        command.args(["run", "purchase", "--listen", "127.0.0.1:0", "--admin-listen", "127.0.0.1:0"]);
-        command.arg("--data-dir").arg(self.dir.join("data"));
-        command.envs(self.variables.iter().map(|(name, value)| (name, value)));
-        command.env("SAGA_LOG__FORMAT", "json").env("LD_PRELOAD", &self.library);
-        command.env("FAKETIME_TIMESTAMP_FILE", &clock).env("FAKETIME_NO_CACHE", "1");
-        // Time that only goes on does so, whatever is done to the clock on the wall.
-        command.env("FAKETIME_DONT_FAKE_MONOTONIC", "1").env("DONT_FAKE_MONOTONIC", "1");
-        command.stdout(Stdio::null()).stderr(Stdio::piped());
-        let mut process = command.spawn().unwrap();
-        let mut lines = BufReader::new(process.stderr.take().unwrap()).lines();
-        let ready = async {
-            while let Some(line) = lines.next_line().await.unwrap() {
-                let Ok(line) = serde_json::from_str::<serde_json::Value>(&line) else { continue };
-                if line["message"] == "ready" {
-                    return Some(Client::new(format!("http://{}", line["http"].as_str().unwrap())));
-                }
-            }
-            None
-        };
-        let client =
-            tokio::time::timeout(START_WITHIN, ready).await.unwrap().expect("it ended before it was ready");
-        // What else it says is not for us, but has to go somewhere.
-        tokio::spawn(async move { while let Ok(Some(_)) = lines.next_line().await {} });
-        Replica { process, clock, client }
+        let file = clock.to_string_lossy();
+        let further = [
+            ("LD_PRELOAD", &*self.library),
+            ("FAKETIME_TIMESTAMP_FILE", &*file),
+            ("FAKETIME_NO_CACHE", "1"),
+            // Time that only goes on does so, whatever is done to the clock on the wall.
+            ("FAKETIME_DONT_FAKE_MONOTONIC", "1"),
+            ("DONT_FAKE_MONOTONIC", "1"),
+        ];
+        let process = self.annex.start("purchase", &further).await;
+        Replica { process, clock }
     }
 }
 
@@ -97,7 +79,7 @@ async fn buy_everywhere(replicas: &[Replica], customer: &Customer, cart: &Cart, 
             let key = format!("{round}-{number}-{place}");
             loop {
                 // A connection that was kept for the next request may have been closed meanwhile.
-                if let Ok(answer) = customer.buy(&replica.client, cart, Some(&key)).await {
+                if let Ok(answer) = customer.buy(replica.process.client(), cart, Some(&key)).await {
                     return answer;
                 }
             }
@@ -123,14 +105,8 @@ async fn ids_stay_unique_on_sixteen_replicas_whatever_their_clocks_say() {
     let kettle = Product::create(&client, "kettle", 100, 1_000_000).await;
     let cart = Cart { lines: vec![(kettle.id, 1)] };
 
-    let mut variables = engines.variables();
-    for service in ["account", "product"] {
-        let replicas = shop.replicas().await;
-        let of_service = replicas.iter().filter(|replica| replica.service == service);
-        let list = of_service.map(|replica| replica.api.as_str()).collect::<Vec<_>>().join(",");
-        variables.push((format!("SAGA_PEERS__{}", service.to_uppercase()), list));
-    }
-    let site = Site { dir: dir.path(), library: library().await, variables };
+    let annex = Annex::of(&shop, &dir, &engines).await;
+    let site = Site { dir: dir.path(), library: library().await, annex };
     let mut replicas = Vec::new();
     for starting in (0..REPLICAS).collect::<Vec<_>>().chunks(4) {
         let started = starting.iter().map(|number| site.start(*number));
@@ -149,8 +125,8 @@ async fn ids_stay_unique_on_sixteen_replicas_whatever_their_clocks_say() {
     }
     // Some die, and come back with their clocks as wrong as they were.
     for number in (0..REPLICAS).step_by(3) {
-        replicas[number].process.kill().await.unwrap();
-        replicas[number] = site.start(number).await;
+        let killed = std::mem::replace(&mut replicas[number], site.start(number).await);
+        killed.process.kill().await;
     }
     for _ in 0..2 {
         buy_everywhere(&replicas, &customer, &cart, &mut ids).await;

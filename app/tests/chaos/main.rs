@@ -6,17 +6,24 @@
 #![allow(clippy::unwrap_used, reason = "what fails here fails the test")]
 #![allow(clippy::print_stdout, reason = "a test's figures are for whoever reads its output")]
 
+mod annex;
+mod boundaries;
 mod clocks;
+mod counter;
+mod crowd;
+mod hands;
+mod messages;
 mod overload;
 mod rolling;
 mod servers_die;
 mod streams;
+mod tap;
 
 use std::process::Stdio;
 use std::time::Duration;
 
-use testkit::traffic::Habits;
-use testkit::{Engines, Options, Ordeal, Shop, TempDir, until};
+use testkit::traffic::{Cart, Customer, Habits};
+use testkit::{Client, Engines, Options, Ordeal, Shop, TempDir, until};
 use tokio::process::Command;
 use tokio::sync::{Mutex, MutexGuard};
 
@@ -62,6 +69,21 @@ async fn much_is_bought(ordeal: &Ordeal, much: usize) {
     })
     .await;
     ordeal.ledger().assert_no_faults();
+}
+
+/// Asks until the purchase is accepted, as one with a key may. Its id.
+async fn accepted(client: &Client, customer: &Customer, cart: &Cart, key: &str) -> u64 {
+    let mut id = None;
+    until(&format!("{key:?} is accepted"), SOON, async || {
+        match customer.buy(client, cart, Some(key)).await {
+            Ok(answer) if answer.status == 201 => id = answer.json()["purchase_id"].as_u64(),
+            Ok(answer) => assert!(matches!(answer.status, 502 | 503), "{} {}", answer.status, answer.body),
+            Err(_) => {}
+        }
+        id.is_some()
+    })
+    .await;
+    id.unwrap()
 }
 
 async fn all_are_ready(shop: &Shop) {

@@ -10,6 +10,7 @@ mod encrypted;
 mod servers_away;
 mod supervisor;
 mod tour;
+mod walk;
 
 use std::time::Duration;
 

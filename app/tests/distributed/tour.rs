@@ -152,3 +152,21 @@ async fn one_process_on_servers_is_the_same_shop() {
     let status = shop.terminate().await;
     assert!(status.success(), "{status}:\n{}", testkit::tail(&shop.stderr()));
 }
+
+/// Six nodes are for many; one without a cluster will do, and is used.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_plain_redis_will_do() {
+    let redis = servers::Redis::start().unwrap();
+    let (mysql, nats) = (servers::shared::mariadb().clone(), servers::shared::nats());
+    let (dir, engines) = (TempDir::new(), Engines::new(mysql, nats, Some(&[redis.url()])));
+    let mut shop = Shop::start(options(&dir, &engines, PROCESSES)).await.unwrap();
+    tour(&shop, &engines).await;
+    let kept = redis.call(&["DBSIZE"]).unwrap();
+    assert!(matches!(kept, servers::Reply::Number(1..)), "{kept:?}");
+    for replica in shop.replicas().await {
+        let ready = replica.admin().get("/readyz", None).await.unwrap();
+        assert_eq!(ready.status, 200, "{}: {}", replica.name, ready.body);
+    }
+    let status = shop.terminate().await;
+    assert!(status.success(), "{status}:\n{}", testkit::tail(&shop.stderr()));
+}

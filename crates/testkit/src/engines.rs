@@ -6,6 +6,8 @@ use crate::checks::Books;
 
 /// Databases named by the design, each with the prefix of one test.
 const DATABASES: [&str; 5] = ["account", "product", "order", "payment", "purchase"];
+/// What a queue on the broker holds at most. Room is set aside, and what a test leaves behind stays until the servers go.
+const QUEUE_MIB: u64 = 8;
 
 /// Servers, and a prefix for all that a shop has in them. Its databases are dropped when this is.
 #[derive(Debug)]
@@ -42,13 +44,12 @@ impl Engines {
             ("SAGA_MYSQL", self.mysql.url().to_owned()),
             ("SAGA_MYSQL__DATABASE_PREFIX", self.prefix.clone()),
             ("SAGA_NATS", self.nats.clone()),
-            // Room is set aside, and what a test leaves behind stays until the servers go.
-            ("SAGA_NATS__QUEUE_MIB", "8".to_owned()),
-            ("SAGA_NATS__PREFIX", self.prefix.trim_end_matches('_').to_owned()),
+            ("SAGA_NATS__QUEUE_MIB", QUEUE_MIB.to_string()),
+            ("SAGA_NATS__PREFIX", self.name().to_owned()),
         ];
         if let Some(redis) = &self.redis {
             variables.push(("SAGA_REDIS", redis.clone()));
-            variables.push(("SAGA_REDIS__PREFIX", self.prefix.trim_end_matches('_').to_owned()));
+            variables.push(("SAGA_REDIS__PREFIX", self.name().to_owned()));
         }
         variables.into_iter().map(|(name, value)| (name.to_owned(), value)).collect()
     }
@@ -56,6 +57,21 @@ impl Engines {
     /// The MariaDB, for statements of the test's own.
     pub fn mysql(&self) -> &MySqlAddress {
         &self.mysql
+    }
+
+    /// The NATS servers, `nats://HOST:PORT,...`, for messages of the test's own.
+    pub fn nats(&self) -> &str {
+        &self.nats
+    }
+
+    /// Bytes that a shop's queue on them holds at most.
+    pub fn queue_bytes(&self) -> u64 {
+        QUEUE_MIB * 1024 * 1024
+    }
+
+    /// What the names of all that a shop has in NATS and Redis begin with.
+    pub fn name(&self) -> &str {
+        self.prefix.trim_end_matches('_')
     }
 
     /// The name of a service's database.
