@@ -362,7 +362,7 @@ impl Default for Purchase {
             retry_first_seconds: 5,
             retry_max_seconds: 60,
             max_tries: 20,
-            accept_batch: 512,
+            accept_batch: 1_024,
             accept_queue: 8_192,
             replay_recent_seconds: 30,
             barrier_retention_hours: 24,
@@ -372,7 +372,7 @@ impl Default for Purchase {
 
 impl Default for Saga {
     fn default() -> Saga {
-        Saga { batch: 512 }
+        Saga { batch: 1_024 }
     }
 }
 
@@ -541,7 +541,7 @@ mod tests {
             [
                 Conflict::SameAddress(config.listen),
                 Conflict::RetryOrder { first: 61, max: 60 },
-                Conflict::AcceptOrder { batch: 512, queue: 511 },
+                Conflict::AcceptOrder { batch: 1_024, queue: 511 },
             ]
         );
     }

@@ -66,7 +66,7 @@ impl Pace {
         kills: 2,
         servers: Duration::from_secs(3),
         beside: Duration::from_secs(1),
-        broker: Duration::from_secs(12),
+        broker: Duration::from_secs(30),
         finished: 2_000,
         streams: 100,
         criterion: &["--warm-up-time", "0.1", "--measurement-time", "0.2", "--sample-size", "10"],

@@ -166,11 +166,11 @@ pub(crate) async fn witness(bench: &Bench) -> Result<Findings, Error> {
             .beside(bare_reads)
             .asked(Asked::RatioAtLeast(0.7)),
     ]);
-    findings.notes = vec![
-        "wrk. What left the stock is the difference of two looks at GET /api/products, before the run and at its end. GET with 128 \
-         connections."
-            .to_owned(),
-    ];
+    findings.notes = vec![format!(
+        "wrk. What left the stock is the difference of two looks at GET /api/products, before the run and at its end. GET with {} \
+         connections.",
+        wrk::CONNECTIONS
+    )];
     Ok(findings)
 }
 

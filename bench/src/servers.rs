@@ -117,7 +117,8 @@ pub(crate) async fn servers(bench: &Bench) -> Result<Findings, Error> {
             }
         }
         let all = Figure::new(format!("{of}: purchases"), Unit::Count, [run.completed_in_all()?]);
-        findings.figures.extend([all, Figure { what: format!("{of}: {}", wrong(&run).what), ..wrong(&run) }]);
+        let wrong = wrong(&run);
+        findings.figures.extend([all, Figure { what: format!("{of}: {}", wrong.what), ..wrong }]);
         findings.raw.push(run.raw());
     }
     findings.notes = vec![format!(

@@ -8,7 +8,7 @@ tries=60
 wait_until() {
     until "$@"; do
         tries=$((tries - 1))
-        [ $tries -gt 0 ] || { echo "in vain: $*" >&2; exit 1; }
+        [ $tries -gt 0 ] || { echo "in vain: $* (a cluster that was begun and not finished stays so: remove the volumes of Redis)" >&2; exit 1; }
         sleep 1
     done
 }

@@ -567,6 +567,40 @@ async fn what_is_refused_for_want_of_room_has_no_effect_and_takes_no_room() {
     assert!(!shop.check().await.needs_operator().contains(&retried));
 }
 
+/// Who comes behind purchases that are stuck waits only so long, leaves nothing behind, and may come again.
+#[tokio::test]
+async fn behind_purchases_that_are_stuck_customers_are_refused() {
+    let settings = with_purchases(|purchase| {
+        purchase.accept_patience = Duration::from_millis(50);
+        purchase.max_in_flight = 2;
+    });
+    let mut shop = Shop::open(settings).await;
+    let shelf = Shelf::fill(&shop).await;
+    let (anna, bert, cart) = (shop.customer(7), shop.customer(8), [(shelf.plenty, 1)]);
+    let api = shop.api();
+    // From now on the price is known, and a request is behind the others as soon as it has its place.
+    api.buy(&anna, &cart).await;
+    until("it has ended", LIMIT, async || shop.metric("saga_in_flight") == 0.0).await;
+
+    let held = shop.hold_purchase_writes().await;
+    let first = api.try_buy(&anna, &cart, Some("hers"));
+    let second = async {
+        until("hers is under way", LIMIT, async || shop.metric("saga_in_flight") == 1.0).await;
+        // Had his place not become free again, there would be none for the next time.
+        for _ in 0..3 {
+            let refused = api.try_buy(&bert, &cart, Some("his")).await;
+            assert_eq!((refused.status, refused.retry_after()), (503, Some(1)));
+            assert_eq!(refused.msg(), "temporarily unavailable, try again");
+        }
+        drop(held);
+    };
+    let (first, ()) = tokio::join!(first, second);
+    let second = api.try_buy(&bert, &cart, Some("his")).await.purchase_id();
+    assert_ne!(first.purchase_id(), second);
+    drop(api);
+    assert_eq!(shop.check().await.succeeded().len(), 3);
+}
+
 #[tokio::test]
 async fn more_requests_than_may_wait_are_refused_at_once() {
     let settings = with_purchases(|purchase| {

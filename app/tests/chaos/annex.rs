@@ -68,7 +68,8 @@ impl Annex {
     pub(crate) async fn dies_at(&self, service: &str, point: &str, hit: u64) {
         let (process, lines) = self.spawn(service, &[(failpoint::VARIABLE, &armed(point, hit))]);
         read_on(lines);
-        has_died(process, point).await;
+        // It has to start first.
+        has_died(process, point, START_WITHIN + SOON).await;
     }
 
     fn spawn(&self, service: &str, further: &[(&str, &str)]) -> (Child, Lines<BufReader<ChildStderr>>) {
@@ -101,11 +102,11 @@ impl Extra {
 
     /// Waits until it has died at this point, for which it was armed.
     pub(crate) async fn dies(self, point: &str) {
-        has_died(self.process, point).await;
+        has_died(self.process, point, SOON).await;
     }
 
     /// SIGKILL. Returns when it is gone.
-    pub(crate) async fn kill(mut self) {
+    pub(crate) async fn kill(&mut self) {
         self.process.kill().await.unwrap();
     }
 }
@@ -116,9 +117,9 @@ pub(crate) fn armed(point: &str, hit: u64) -> String {
     format!("{point}={hit}")
 }
 
-async fn has_died(mut process: Child, point: &str) {
-    let status = tokio::time::timeout(SOON, process.wait()).await;
-    let status = status.unwrap_or_else(|_| panic!("{point} was not passed within {SOON:?}")).unwrap();
+async fn has_died(mut process: Child, point: &str, within: Duration) {
+    let status = tokio::time::timeout(within, process.wait()).await;
+    let status = status.unwrap_or_else(|_| panic!("{point} was not passed within {within:?}")).unwrap();
     assert_eq!(status.signal(), Some(SIGABRT), "{point}: {status}");
 }
 

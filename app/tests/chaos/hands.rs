@@ -68,7 +68,7 @@ impl RowLock {
     async fn on(engines: &Engines, product: u64) -> RowLock {
         let (mysql, database) = (engines.mysql().clone(), engines.database("product"));
         let hold = format!(
-            "USE {database}; START TRANSACTION; SELECT id FROM product WHERE id = {product} FOR UPDATE; DO SLEEP(60)"
+            "USE {database}; START TRANSACTION; SELECT id FROM product WHERE id = {product} FOR UPDATE; DO SLEEP(300)"
         );
         // It ends with its session.
         let held = spawn_blocking(move || drop(mysql.run(&hold)));

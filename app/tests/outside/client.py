@@ -27,7 +27,7 @@ import reflection_pb2_grpc
 # Seconds that a call may take.
 PATIENCE = 30
 # Seconds after which nobody watches any more.
-WATCH = 1
+WATCH = 5
 
 
 def asked(method, request, show):

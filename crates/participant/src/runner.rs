@@ -36,10 +36,10 @@ pub struct Settings {
 }
 
 impl Default for Settings {
-    /// 512 commands, 10 deliveries, 24 hours.
+    /// 1,024 commands, 10 deliveries, 24 hours.
     fn default() -> Self {
         Settings {
-            batch_commands: 512,
+            batch_commands: 1_024,
             bounds: Bounds::default(),
             park_after_deliveries: 10,
             barrier_retention: Duration::from_secs(24 * 60 * 60),

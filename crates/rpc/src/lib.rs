@@ -4,7 +4,7 @@
 //! generated once and committed (`src/generated`; a test holds it against the protos), so that no build needs a generator.
 //!
 //! What never happens: a token that does not count is answered with anything but UNAUTHENTICATED; an internal error's text
-//! reaches a caller; a call of ours without a deadline; work for a caller whose deadline has passed; a question that changes something is
+//! reaches a caller; a call of ours without a deadline; work that is begun for a caller whose deadline has passed; a question that changes something is
 //! asked twice (all of these only read).
 
 mod ask;
@@ -14,7 +14,7 @@ mod server;
 
 pub use ask::{CALL_TIMEOUT, channel};
 pub use client::{check_products, get_products};
-pub use health::health;
+pub use health::{MAX_WATCHERS, health};
 pub use server::{auth_service, product_service, reflection};
 
 /// Messages and services, as generated.

@@ -8,7 +8,7 @@ use axum::response::Response as Answer;
 use serve::auth::{AuthError, Verifier};
 use serve::deadline;
 use shop::calls::{CheckProducts, GetProducts, ProductDetails, Unavailable};
-use tokio::time::timeout_at;
+use tokio::time::{Instant, timeout_at};
 use tonic::{Request, Response, Status};
 use tonic_reflection::pb::{v1, v1alpha};
 use tonic_reflection::server::Builder;
@@ -66,6 +66,9 @@ pub(crate) fn in_time(calls: Router) -> Router {
 async fn answer_in_time(call: Call, next: Next) -> Answer {
     match deadline::of(call.headers()) {
         Ok(None) => next.run(call).await,
+        Ok(Some(deadline)) if deadline <= Instant::now() => {
+            Status::deadline_exceeded(deadline::EXCEEDED).into_http()
+        }
         Ok(Some(deadline)) => match timeout_at(deadline, next.run(call)).await {
             Ok(answer) => answer.map(|messages| deadline::bounded(messages, deadline)),
             Err(_) => Status::deadline_exceeded(deadline::EXCEEDED).into_http(),

@@ -49,6 +49,24 @@ async fn a_process_serves_while_it_is_ready_and_says_when_it_stops() {
     assert_eq!(stranger.message().await.expect("an end"), None);
 }
 
+#[tokio::test(start_paused = true)]
+async fn so_many_may_watch_and_one_who_leaves_makes_room() {
+    let mut health = HealthClient::new(rpc::health(Readiness::new(), CancellationToken::new()));
+    let mut watching = Vec::new();
+    for _ in 0..rpc::MAX_WATCHERS {
+        watching.push(health.watch(of("")).await.expect("a stream"));
+    }
+    let refused = health.watch(of("")).await.expect_err("one too many");
+    assert_eq!(refused.code(), Code::ResourceExhausted, "{refused}");
+    assert_eq!(
+        health.check(of("")).await.expect("a status").into_inner().status(),
+        ServingStatus::Serving,
+        "asking is free"
+    );
+    drop(watching.pop());
+    health.watch(of("")).await.expect("a stream");
+}
+
 /// What the services are called, as asked by this version of the protocol.
 macro_rules! services {
     ($version:ident) => {{

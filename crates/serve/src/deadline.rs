@@ -119,8 +119,13 @@ impl HttpBody for Bounded {
         self.answer.is_end_stream()
     }
 
+    /// It may be cut off, so nothing is certain but what it does not exceed.
     fn size_hint(&self) -> SizeHint {
-        self.answer.size_hint()
+        let mut hint = SizeHint::new();
+        if let Some(most) = self.answer.size_hint().upper() {
+            hint.set_upper(most);
+        }
+        hint
     }
 }
 

@@ -64,6 +64,9 @@ impl Inner {
         let Ok(Some(deadline)) = deadline::of(request.headers()) else {
             return self.pass_call_on(route, request, None).await;
         };
+        if deadline <= Instant::now() {
+            return Err((Status::DeadlineExceeded, deadline::EXCEEDED));
+        }
         match timeout_at(deadline, self.pass_call_on(route, request, Some(deadline))).await {
             Ok(passed) => passed.map(|answer| answer.map(|body| deadline::bounded(body, deadline))),
             // That a caller has little time says nothing about the replica: it is not given up.

@@ -30,9 +30,9 @@ pub struct Settings {
 }
 
 impl Default for Settings {
-    /// 512 messages.
+    /// 1,024 messages.
     fn default() -> Self {
-        Settings { batch_messages: 512, bounds: Bounds::default() }
+        Settings { batch_messages: 1_024, bounds: Bounds::default() }
     }
 }
 

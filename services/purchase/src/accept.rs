@@ -6,8 +6,8 @@
 //! Where other replicas accept into the same database, two may be asked for the same key at once: the unique key makes one of
 //! their transactions fail, and it is run again, to find what the other accepted.
 //!
-//! There is one batch at a time. If it is stuck, because the database does not answer or nobody can tell whether a commit happened,
-//! those behind it are refused after a while instead of waiting as long as it does.
+//! There is one batch at a time. If it is stuck, most likely because the database does not answer or nobody can tell whether a commit
+//! happened, those behind it are refused after a while instead of waiting as long as it does.
 //!
 //! What never happens: a 201 before the commit, an effect of a request that was refused, two purchases for one customer and key.
 
@@ -65,7 +65,7 @@ pub(crate) enum NotAccepted {
         bound_requests: usize,
     },
     /// The batch before this request has been under way for too long.
-    #[error("purchases before this one have been waiting for the database for over {patience_seconds} s")]
+    #[error("the purchases before this one have taken over {patience_seconds} s to be accepted")]
     Stuck {
         /// How long is waited.
         patience_seconds: u64,
@@ -411,6 +411,7 @@ mod tests {
         assert_eq!(accepted, expected);
         assert_eq!(is_new, [true, true, true, false, false, true, false, false]);
     }
+
     /// A queue of numbers, and a batch that takes until something is sent.
     fn queue() -> (mpsc::Sender<u32>, mpsc::Receiver<u32>, oneshot::Sender<()>, oneshot::Receiver<()>) {
         let (send, waiting) = mpsc::channel(8);

@@ -96,7 +96,7 @@ pub struct Config {
     pub accept_batch_requests: usize,
     /// Requests that may wait to be accepted. More are refused with 503.
     pub accept_queue_requests: usize,
-    /// How long the transaction that accepts purchases may take before those who wait behind it are refused with 503.
+    /// How long a batch of purchases may take to be accepted before those who wait behind it are refused with 503.
     pub accept_patience: Duration,
     /// How far back an event stream without a cursor begins.
     pub look_back: Duration,
@@ -111,10 +111,6 @@ pub struct Config {
     pub replicated: bool,
 }
 
-/// How long the transaction that accepts purchases may take before those who wait behind it are refused, unless there is a reason
-/// for another time.
-pub const ACCEPT_PATIENCE: Duration = Duration::from_secs(8);
-
 impl Default for Config {
     fn default() -> Config {
         Config {
@@ -128,13 +124,13 @@ impl Default for Config {
             look_interval: Duration::from_millis(500),
             purge_interval: Duration::from_secs(60),
             purge_grace: Duration::from_secs(600),
-            accept_batch_requests: 512,
+            accept_batch_requests: 1_024,
             accept_queue_requests: 8_192,
-            accept_patience: ACCEPT_PATIENCE,
+            accept_patience: Duration::from_secs(8),
             look_back: Duration::from_secs(30),
             max_streams: 16_384,
             max_streams_per_customer: 32,
-            result_batch_messages: 512,
+            result_batch_messages: 1_024,
             replicated: false,
         }
     }

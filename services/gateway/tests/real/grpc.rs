@@ -157,9 +157,9 @@ async fn a_call_ends_when_its_time_is_over_and_nobody_is_blamed() {
     door.lacks(3).await;
     for path in ["/product.ProductService/GetProducts", "/auth.AuthService/Auth"] {
         let start = Instant::now();
-        let (_, headers) = call_within(&door, path, "100m").await;
+        let (_, headers) = call_within(&door, path, "1S").await;
         assert_eq!(headers["grpc-status"], "4", "{path}");
-        assert!((Duration::from_millis(100)..gateway::HEAD_TIMEOUT).contains(&start.elapsed()), "{path}");
+        assert!((Duration::from_secs(1)..gateway::HEAD_TIMEOUT).contains(&start.elapsed()), "{path}");
     }
     assert_eq!(hanging.requests(), 1);
     // One that is given up is missing until it answers again.
