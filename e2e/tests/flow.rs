@@ -588,7 +588,8 @@ async fn behind_purchases_that_are_stuck_customers_are_refused() {
         until("hers is under way", LIMIT, async || shop.metric("saga_in_flight") == 1.0).await;
         // Had his place not become free again, there would be none for the next time.
         for _ in 0..3 {
-            let refused = api.try_buy(&bert, &cart, Some("his")).await;
+            let refused = tokio::time::timeout(LIMIT, api.try_buy(&bert, &cart, Some("his"))).await;
+            let refused = refused.expect("he waits as long as she does");
             assert_eq!((refused.status, refused.retry_after()), (503, Some(1)));
             assert_eq!(refused.msg(), "temporarily unavailable, try again");
         }

@@ -405,4 +405,12 @@ pub(crate) const MUTANTS: &[Mutant] = &[
         test: &["test", "--package", "sagaline", "--test", "api", "a_stream_resumes_behind_any_event"],
         why: "a front end whose connection breaks is told again of what ended a moment ago, and never of what ended before",
     },
+    Mutant {
+        name: "who-waits-behind-a-stuck-batch-waits-as-long",
+        file: "services/purchase/src/accept.rs",
+        find: "if timeout(patience, &mut batch).await.is_ok() {",
+        replace: "if timeout(patience * 100_000, &mut batch).await.is_ok() {",
+        test: &["test", "--package", "e2e", "--test", "flow", "behind_purchases_that_are_stuck"],
+        why: "customers wait for a database that does not answer until their own patience is over",
+    },
 ];
