@@ -574,7 +574,7 @@ async fn behind_purchases_that_are_stuck_customers_are_refused() {
         purchase.accept_patience = Duration::from_millis(50);
         purchase.max_in_flight = 2;
     });
-    let mut shop = Shop::open(settings).await;
+    let shop = Shop::open(settings).await;
     let shelf = Shelf::fill(&shop).await;
     let (anna, bert, cart) = (shop.customer(7), shop.customer(8), [(shelf.plenty, 1)]);
     let api = shop.api();
