@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use ::mysql::consts::CapabilityFlags;
 use ::mysql::prelude::Queryable;
-use ::mysql::{Conn, Error as MysqlError, MySqlError, Opts, OptsBuilder, SslOpts};
+use ::mysql::{ClientIdentity, Conn, Error as MysqlError, MySqlError, Opts, OptsBuilder, SslOpts};
 
 use super::Settings;
 use super::fault::Fault;
@@ -240,6 +240,7 @@ pub(super) fn parse(settings: &Settings) -> Result<(Opts, String), OpenError> {
         )));
     }
     let ssl = opts.get_ssl_opts().cloned().or_else(|| tls.then(SslOpts::default));
+    ssl.as_ref().map_or(Ok(()), check_files).map_err(wrong)?;
     let builder = OptsBuilder::from_opts(opts)
         .db_name(Some(&database))
         .ssl_opts(ssl)
@@ -254,6 +255,22 @@ pub(super) fn parse(settings: &Settings) -> Result<(Opts, String), OpenError> {
         // An UPDATE tells how many rows it found, as on SQLite, not how many it made different.
         .additional_capabilities(CapabilityFlags::CLIENT_FOUND_ROWS);
     Ok((builder.into(), database))
+}
+
+/// Whether the files that are named can be read. When a connection is made it is too late to say which of them cannot: that looks like a
+/// server that does not answer, and is waited for.
+fn check_files(ssl: &SslOpts) -> Result<(), String> {
+    let identity = ssl.client_identity();
+    let files = [
+        ("root_cert_path", ssl.root_cert_path()),
+        ("cert_chain_path", identity.map(ClientIdentity::cert_chain_path)),
+        ("priv_key_path", identity.map(ClientIdentity::priv_key_path)),
+    ];
+    for (option, file) in files {
+        let Some(file) = file else { continue };
+        std::fs::read(file).map_err(|error| format!("{option} names {}: {error}", file.display()))?;
+    }
+    Ok(())
 }
 
 /// The server's host and port, or its socket.
@@ -402,6 +419,26 @@ mod tests {
             assert!(!told.contains("secret"), "{told}");
         }
         assert!(!format!("{:?}", settings("mysql://u:secret@h")).contains("secret"));
+    }
+
+    #[test]
+    fn a_file_that_cannot_be_read_is_named() {
+        let there = env!("CARGO_MANIFEST_PATH");
+        let problem = |options: String| match parse(&settings(&format!("mysql://u@h/d?{options}"))).err() {
+            Some(OpenError::Url { problem, .. }) => Some(problem),
+            None => None,
+            Some(other) => panic!("{other}"),
+        };
+        assert_eq!(problem(format!("root_cert_path={there}")), None);
+        assert_eq!(problem(format!("cert_chain_path={there}&priv_key_path={there}")), None);
+        for (options, option) in [
+            ("root_cert_path=/no/such.pem".to_owned(), "root_cert_path"),
+            (format!("cert_chain_path=/no/such.pem&priv_key_path={there}"), "cert_chain_path"),
+            (format!("cert_chain_path={there}&priv_key_path=/no/such.pem"), "priv_key_path"),
+        ] {
+            let told = problem(options).expect("it cannot be read");
+            assert!(told.contains(&format!("{option} names /no/such.pem: No such file")), "{told}");
+        }
     }
 
     #[test]
