@@ -108,7 +108,7 @@ impl Place {
         let (check, details) = (product_service.check_products(), product_service.get_products());
         let orders = order::Parts {
             db: order.clone(),
-            copies: Some(order::Copies::new(redis.clone(), &order)),
+            copies: Some(order::Copies::new(redis.clone(), &order, clock.clone(), Duration::ZERO)),
             bus: bus.clone(),
             clock: clock.clone(),
             verifier: verifier.clone(),

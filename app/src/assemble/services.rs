@@ -151,7 +151,10 @@ pub(super) fn order(
 ) -> Router {
     let spans = common.spans(Service::Order);
     let order = order::Parts {
-        copies: common.redis.clone().map(|redis| order::Copies::new(redis, &db)),
+        copies: common
+            .redis
+            .clone()
+            .map(|redis| order::Copies::new(redis, &db, common.clock.clone(), order::KEPT_FROM_AGE)),
         db,
         bus,
         clock: common.clock.clone(),

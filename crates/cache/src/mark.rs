@@ -83,13 +83,28 @@ impl Mark {
         Ok(tx.execute("UPDATE cache_mark SET value = ? WHERE number = ? AND value = ?", &values)? == 1)
     }
 
-    /// Sets it, unless it is higher already.
+    /// Sets it, unless it is higher already. It is made if it is not there, but only then: whoever makes sure of that first has a shared
+    /// lock, and of two who have one neither can raise it.
     ///
     /// # Errors
     /// When the database fails.
     pub fn raise(self, tx: &mut Tx<'_>, value: i64) -> Result<(), Error> {
-        let values = [Value::from(value), Value::from(self.number()), Value::from(value)];
-        tx.execute("UPDATE cache_mark SET value = ? WHERE number = ? AND value < ?", &values)?;
+        let number = self.number();
+        let raise = |tx: &mut Tx<'_>| {
+            let values = [Value::from(value), Value::from(number), Value::from(value)];
+            tx.execute("UPDATE cache_mark SET value = ? WHERE number = ? AND value < ?", &values)
+        };
+        if raise(tx)? > 0 {
+            return Ok(());
+        }
+        let there =
+            tx.query_opt("SELECT value FROM cache_mark WHERE number = ?", &[Value::from(number)], |row| {
+                row.get::<i64>(0)
+            })?;
+        if there.is_none() {
+            self.ensure(tx)?;
+            raise(tx)?;
+        }
         Ok(())
     }
 }

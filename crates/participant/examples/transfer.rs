@@ -124,7 +124,12 @@ impl Participant for Bank {
     }
 
     /// All of it in one transaction, with the answers. The shop's participants do a set in one statement.
-    fn act(&self, tx: &mut Tx<'_>, work: &[Work<'_, Transfer>], (): &mut ()) -> Result<Vec<Outcome>, db::Error> {
+    fn act(
+        &self,
+        tx: &mut Tx<'_>,
+        work: &[Work<'_, Transfer>],
+        (): &mut (),
+    ) -> Result<Vec<Outcome>, db::Error> {
         let mut outcomes = Vec::with_capacity(work.len());
         for Work { input: Transfer { from, to, amount }, .. } in work {
             let (changed, refusal) = match self.0 {
@@ -140,7 +145,12 @@ impl Participant for Bank {
         Ok(outcomes)
     }
 
-    fn undo(&self, tx: &mut Tx<'_>, work: &[Work<'_, Transfer>], (): &mut ()) -> Result<Vec<Undone>, db::Error> {
+    fn undo(
+        &self,
+        tx: &mut Tx<'_>,
+        work: &[Work<'_, Transfer>],
+        (): &mut (),
+    ) -> Result<Vec<Undone>, db::Error> {
         for Work { input: Transfer { from, amount, .. }, .. } in work {
             add(tx, *from, *amount)?;
         }
@@ -363,8 +373,7 @@ struct Sum {
 async fn run(dir: &Path, transfers: usize) -> Result<Sum, Failed> {
     let (left, right) = (open_bank(dir, Step::Withdraw).await?, open_bank(dir, Step::Deposit).await?);
     let list = Db::open(db::Settings::new(dir.join("transfers.db"), "transfers"), LIST)?;
-    let (bus, registry, stop) =
-        (Bus::embedded(Limits::default()), Registry::new(), CancellationToken::new());
+    let (bus, registry, stop) = (Bus::embedded(Limits::default()), Registry::new(), CancellationToken::new());
     let metrics = PubsubMetrics::new(&registry, "transfer");
     let bank = |step, db: &Db, commands| participant::Parts {
         participant: Bank(step),
@@ -412,7 +421,8 @@ async fn run(dir: &Path, transfers: usize) -> Result<Sum, Failed> {
             Ok((row.get::<String>(0)?, row.get::<bool>(1)?))
         })
     });
-    let mut sum = Sum { left: money(&left).await?, right: money(&right).await?, committed: 0, moved: 0, aborted: 0 };
+    let mut sum =
+        Sum { left: money(&left).await?, right: money(&right).await?, committed: 0, moved: 0, aborted: 0 };
     for (input, committed) in ended.await.map_err(|error: db::Error| error)? {
         if committed {
             sum.committed += 1;

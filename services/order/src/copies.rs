@@ -2,7 +2,8 @@
 //! payment is declined; after it, it neither changes nor goes.
 //!
 //! The purchase service tells the participants below which id every saga has ended, about ten minutes after it has. One replica hears
-//! of it and writes it down ([`Mark::EndedBelow`]); all read it there.
+//! of it and writes it down ([`Mark::EndedBelow`]); all read it there. Ids are in the order of time only where clocks are: one whose clock is
+//! behind accepts purchases with ids below that. So an order must also be older than any saga becomes.
 
 use std::time::Duration;
 
@@ -10,6 +11,7 @@ use cache::mark::{Mark, Watched};
 use cache::record::{Reader, Record, Writer};
 use cache::{Loaded, Redis};
 use db::{Db, Error};
+use wire::time::{Clock, UnixMillis};
 
 use crate::store::{self, Order};
 
@@ -18,17 +20,25 @@ const LOCAL_BYTES: u64 = 16 << 20;
 /// How often the mark is read. It rises once in a while.
 const MARK_EVERY: Duration = Duration::from_secs(10);
 
+/// How old an order must be to be kept, in the time of the processes that create them and of this one.
+pub const KEPT_FROM_AGE: Duration = Duration::from_secs(60 * 60);
+
 /// Copies of orders. Clones share them.
 #[derive(Clone)]
 pub struct Copies {
     orders: cache::Copies<Order>,
     ended_below: Watched,
+    clock: Clock,
+    kept_from_age: Duration,
 }
 
 impl Copies {
-    /// Copies that the replicas share in Redis, of orders in this database. Must be called on a tokio runtime.
-    pub fn new(redis: Redis, db: &Db) -> Copies {
+    /// Copies that the replicas share in Redis, of orders in this database; [`KEPT_FROM_AGE`] where no test is in a hurry. Must be called
+    /// on a tokio runtime.
+    pub fn new(redis: Redis, db: &Db, clock: Clock, kept_from_age: Duration) -> Copies {
         Copies {
+            clock,
+            kept_from_age,
             orders: cache::Copies::new(Some(redis), "order", LOCAL_BYTES),
             ended_below: Watched::start(db.clone(), Mark::EndedBelow, MARK_EVERY),
         }
@@ -42,21 +52,31 @@ impl Copies {
         }
         let load = || async {
             let found = db.read(move |tx| store::by_id(tx, id)).await?;
-            Ok(found.map_or(Loaded::Missing, Loaded::Final))
+            let now = self.clock.now();
+            Ok(match found {
+                None => Loaded::Missing,
+                Some(order) if self.is_kept(&order, now) => Loaded::Final(order),
+                Some(order) => Loaded::Passing(order),
+            })
         };
         Ok(self.orders.get(id, load).await?.map(|order| (*order).clone()))
+    }
+
+    fn is_kept(&self, order: &Order, now: UnixMillis) -> bool {
+        now.checked_sub(order.created_at).is_some_and(|age| u128::from(age) >= self.kept_from_age.as_millis())
     }
 }
 
 impl Record for Order {
-    const FORMAT: u8 = 1;
+    const FORMAT: u8 = 2;
 
     fn write(&self, to: &mut Writer) {
         to.number(self.customer_id);
         to.text(&self.items);
+        to.number(self.created_at);
     }
 
     fn read(from: &mut Reader<'_>) -> Option<Order> {
-        Some(Order { customer_id: from.number()?, items: from.text()? })
+        Some(Order { customer_id: from.number()?, items: from.text()?, created_at: from.number()? })
     }
 }

@@ -22,7 +22,7 @@ use telemetry::metrics::PubsubMetrics;
 use tokio_util::sync::CancellationToken;
 use wire::time::Clock;
 
-pub use copies::Copies;
+pub use copies::{Copies, KEPT_FROM_AGE};
 
 /// The schema of the service's database.
 pub const MIGRATIONS: &[db::Migration] = &[

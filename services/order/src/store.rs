@@ -1,6 +1,7 @@
 //! The SQL of orders, one function a question.
 
 use db::{Error, Set, Tx, Value};
+use wire::time::UnixMillis;
 
 /// One line of an order: product id, amount, and the price of one when it was bought.
 pub(crate) type Line = (u64, i64, i64);
@@ -51,13 +52,16 @@ pub(crate) struct Order {
     pub(crate) customer_id: u64,
     /// The lines, as JSON.
     pub(crate) items: String,
+    pub(crate) created_at: UnixMillis,
 }
 
 /// An order, whoever's it is.
 pub(crate) fn by_id(tx: &mut Tx<'_>, id: u64) -> Result<Option<Order>, Error> {
-    tx.query_opt("SELECT customer_id, items FROM purchase_order WHERE id = ?", &[Value::from(id)], |row| {
-        Ok(Order { customer_id: row.get(0)?, items: row.get(1)? })
-    })
+    tx.query_opt(
+        "SELECT customer_id, items, created_at FROM purchase_order WHERE id = ?",
+        &[Value::from(id)],
+        |row| Ok(Order { customer_id: row.get(0)?, items: row.get(1)?, created_at: row.get(2)? }),
+    )
 }
 
 #[cfg(test)]

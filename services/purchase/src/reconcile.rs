@@ -23,6 +23,7 @@ use telemetry::Spans;
 use telemetry::spans::{Cause, Kind};
 use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
+use wire::ids;
 use wire::messages::{self, Pen, encode_path};
 use wire::time::{Clock, UnixMillis};
 
@@ -86,6 +87,15 @@ enum Next {
     GiveUp,
 }
 
+/// A start that is being published, should the bus refuse it.
+struct Untried {
+    id: u64,
+    /// The tries that were written for it.
+    tries: u32,
+    /// When it is due again at the latest.
+    not_after: UnixMillis,
+}
+
 impl Settings {
     /// Pure: the reconciler's whole judgement.
     fn judge(&self, due: &Due, now: UnixMillis) -> Next {
@@ -122,9 +132,12 @@ impl Settings {
         }
     }
 
-    /// When a start that the bus refused is tried again; it was not tried.
-    fn refused(&self, id: u64, tries: u32, now: UnixMillis) -> UnixMillis {
-        now.saturating_add(millis(self.spread(self.retry_first.min(self.retry_max), id, tries)))
+    /// When a start that the bus refused is tried again; it was not tried. One that was to be driven on is due at its deadline at the
+    /// latest, and so is known then as one that nobody has asked to decide.
+    fn refused(&self, untried: &Untried, now: UnixMillis) -> UnixMillis {
+        let delay =
+            self.spread(self.retry_first.min(self.retry_max), untried.id, untried.tries.saturating_sub(1));
+        now.saturating_add(millis(delay)).min(untried.not_after)
     }
 }
 
@@ -276,7 +289,8 @@ impl Reconciler {
         let mut traced = self.spans.handle(judged.len());
         for (due, next) in judged {
             let Next::Start { mode, tries, .. } = next else { continue };
-            untried.push((due.id, tries));
+            let not_after = if mode == Mode::Execute { due.deadline_at } else { UnixMillis::MAX };
+            untried.push(Untried { id: due.id, tries, not_after });
             tracing::debug!(purchase = due.id, trace = due.trace, ?mode, tries = due.tries, "replaying");
             traced.add(frame.len(), due.trace.as_bytes(), Cause::Span);
             let trace = traced.carry(frame.len()).unwrap_or(due.trace);
@@ -293,14 +307,11 @@ impl Reconciler {
             tracing::warn!(%refused, sagas = count, "replays were refused; they come again");
             let (now, settings) = (self.clock.now(), self.settings);
             let put_back = move |tx: &mut db::Tx<'_>| {
-                let rows = untried.iter().map(|(id, tries)| {
-                    let before = tries.saturating_sub(1);
-                    store::PutBack {
-                        id: *id,
-                        tries: *tries,
-                        before,
-                        next_wake_at: settings.refused(*id, before, now),
-                    }
+                let rows = untried.iter().map(|untried| store::PutBack {
+                    id: untried.id,
+                    tries: untried.tries,
+                    before: untried.tries.saturating_sub(1),
+                    next_wake_at: settings.refused(untried, now),
                 });
                 store::put_back(tx, rows)
             };
@@ -337,8 +348,11 @@ impl Reconciler {
 
     /// Tells the participants which barrier rows nobody will ask for again.
     async fn purge(&self, ended: &mut EndedBelow) -> Result<(), db::Error> {
-        let below = self.db.read(store::all_ended_below).await?;
-        let Some(below) = ended.settle(self.clock.now(), below, self.settings.purge_grace) else {
+        let (now, grace) = (self.clock.now(), self.settings.purge_grace);
+        // Where nothing is open the bound is above the highest id, and that may be of a replica whose clock is ahead: others will yet give
+        // out lower ones.
+        let below = self.db.read(store::all_ended_below).await?.min(lowest_id_at(now));
+        let Some(below) = ended.settle(now, below, grace) else {
             return Ok(());
         };
         let steps =
@@ -360,7 +374,7 @@ impl Reconciler {
 struct EndedBelow(VecDeque<(UnixMillis, u64)>);
 
 impl EndedBelow {
-    /// Takes note of a bound, and gives the newest that has been known for the grace time.
+    /// Takes note of a bound, and gives the newest that has been known for the grace time, and has held since.
     fn settle(&mut self, now: UnixMillis, below: u64, grace: Duration) -> Option<u64> {
         // A clock that was set back starts the time anew.
         self.0.retain(|(since, _)| *since <= now);
@@ -370,8 +384,14 @@ impl EndedBelow {
         let settled = self.0.iter().take_while(|(since, _)| since.saturating_add(millis(grace)) <= now);
         let count = settled.count();
         self.0.drain(..count.saturating_sub(1));
-        (count > 0).then(|| self.0.front().map(|(_, below)| *below)).flatten()
+        let held = self.0.iter().map(|(_, below)| *below).min();
+        held.filter(|_| count > 0)
     }
+}
+
+/// The lowest id that a replica gives out at this time.
+fn lowest_id_at(now: UnixMillis) -> u64 {
+    ids::Parts { second: ids::second_of(now / 1_000), worker: 0, sequence: 0 }.compose()
 }
 
 fn given_up(judged: &[(Due, Next)]) -> impl Iterator<Item = &Due> {
@@ -467,6 +487,38 @@ mod tests {
         }
     }
 
+    /// However often it was driven on before: what is decided is tried as often as is allowed.
+    #[tokio::test]
+    async fn a_start_that_is_refused_right_before_the_deadline_is_no_try_to_decide() {
+        let (at, now) = (TestDb::sqlite(), Arc::new(AtomicU64::new(58_000)));
+        let db = at.open(crate::MIGRATIONS);
+        let new = store::NewPurchase {
+            id: 1,
+            customer_id: 7,
+            key: None,
+            input: bytes::Bytes::from_static(b"input"),
+            trace: String::new(),
+            created_at: 0,
+            deadline_at: 60_000,
+            next_wake_at: 5_000,
+        };
+        let many = SETTINGS.max_tries + 1;
+        let tried = move |tx: &mut db::Tx<'_>| {
+            store::insert(tx, [&new].into_iter())?;
+            store::postpone(tx, [(1, 58_000, many)].into_iter())
+        };
+        db.write(tried).await.expect("a purchase");
+        let reconciler = unheard(&db, Arc::clone(&now)).await;
+        for (at, expected) in [(58_000, (many, 60_000)), (60_000, (0, 65_000))] {
+            now.store(at, Ordering::SeqCst);
+            reconciler.reconcile(&CancellationToken::new()).await.expect("it looks");
+            let due = db.read(|tx| store::due(tx, Take::Look, u64::MAX >> 1, u64::MAX >> 1, 0, 9)).await;
+            let due: Vec<(u32, UnixMillis)> =
+                due.expect("what is due").iter().map(|due| (due.tries, due.next_wake_at)).collect();
+            assert_eq!(due, [expected], "at {at}");
+        }
+    }
+
     #[test]
     fn what_has_ended_is_forgotten_only_after_the_grace_time() {
         let grace = Duration::from_secs(10);
@@ -477,6 +529,9 @@ mod tests {
         assert_eq!(ended.settle(12_000, 9, grace), Some(5));
         assert_eq!(ended.settle(16_000, 9, grace), Some(7));
         assert_eq!(ended.settle(60_000, 9, grace), Some(9));
+        assert_eq!(ended.settle(61_000, 8, grace), Some(8), "one of another worker has come since");
+        assert_eq!(ended.settle(72_000, 9, grace), Some(8), "and may be under way");
+        assert_eq!(ended.settle(83_000, 9, grace), Some(9));
         assert_eq!(ended.settle(2_000, 9, grace), None, "the clock was set back");
         assert_eq!(EndedBelow::default().settle(1, 3, Duration::ZERO), Some(3));
     }

@@ -28,7 +28,10 @@ use crate::model::status_name;
 use crate::store;
 
 /// Purchases that are read at a time while a client catches up.
-const PAGE_PURCHASES: u32 = 200;
+const PAGE_PURCHASES: u32 = 64;
+/// While a client catches up, a chunk ends with the purchase that makes it as long as this, in bytes. How long an event is, the client
+/// has a say in: each carries its cursor.
+const CHUNK_BYTES: usize = 64 * 1024;
 /// Pieces of news that are sent as one chunk at most. An event is at most about 2 KiB.
 const CHUNK_NEWS: usize = 64;
 /// Progress is sent at most so often; a purchase's end never waits, and takes along what does.
@@ -125,6 +128,8 @@ struct Feed {
     customer_id: u64,
     teller: Teller,
     subscription: Subscription,
+    /// What was under way when the stream was opened, and was not told yet.
+    open: std::vec::IntoIter<Arc<News>>,
     stage: Stage,
     /// Progress that waits for more of its kind, fewer than [`CHUNK_NEWS`].
     held: Vec<Arc<News>>,
@@ -148,12 +153,14 @@ enum Stage {
 /// The stream, in chunks of whole events. It ends when the service stops, when the client falls behind its bound, and when the
 /// database fails: the client resumes with the id of the last event it got.
 pub(crate) fn events(parts: Parts) -> impl Stream<Item = Result<Bytes, Infallible>> + Send {
-    let Parts { db, definition, customer_id, cursor, subscription, stop } = parts;
+    let Parts { db, definition, customer_id, cursor, mut subscription, stop } = parts;
+    let open = std::mem::take(&mut subscription.open).into_iter();
     let feed = Feed {
         db,
         customer_id,
         teller: Teller { definition, cursor },
         subscription,
+        open,
         stage: Stage::Opening,
         held: Vec::new(),
         stop: Box::pin(stop.cancelled_owned()),
@@ -238,12 +245,19 @@ impl Feed {
             }
         };
         if page.is_empty() {
-            for news in std::mem::take(&mut self.subscription.open) {
+            while chunk.len() < CHUNK_BYTES {
+                let Some(news) = self.open.next() else {
+                    self.stage = Stage::Live;
+                    break;
+                };
                 self.take(&news, chunk);
             }
-            self.stage = Stage::Live;
         }
         for finished in page {
+            if chunk.len() >= CHUNK_BYTES {
+                // The cursor says where to go on.
+                break;
+            }
             match decode_path(&finished.path) {
                 Ok(path) => {
                     let store::Finished { id, finished_no, created_at, .. } = finished;
@@ -345,6 +359,7 @@ mod tests {
             customer_id: 9,
             teller: teller("0"),
             subscription: Subscription { announced: 0, open: Vec::new(), news },
+            open: Vec::new().into_iter(),
             stage: Stage::Live,
             held: Vec::new(),
             stop: Box::pin(CancellationToken::new().cancelled_owned()),
@@ -399,6 +414,55 @@ mod tests {
             tell.send(progress(100 + id, 0)).await.unwrap();
         }
         assert_eq!((count(&feed.next().await.unwrap()), begun.elapsed()), (CHUNK_NEWS, Duration::ZERO));
+    }
+
+    /// A client may say that it was told of purchases that never were: its cursor then is long in every event.
+    #[tokio::test]
+    async fn who_catches_up_on_much_gets_it_in_chunks_of_a_bounded_length() {
+        const ENDED: u64 = 300;
+        const UNDER_WAY: u64 = 100;
+        let place = testdb::TestDb::sqlite();
+        let db = place.open(crate::MIGRATIONS);
+        let (new, ends): (Vec<_>, Vec<_>) = (1..=ENDED)
+            .map(|id| {
+                let new = store::NewPurchase {
+                    id,
+                    customer_id: 9,
+                    key: None,
+                    input: Bytes::new(),
+                    trace: String::new(),
+                    created_at: 1_000,
+                    deadline_at: 2_000,
+                    next_wake_at: 2_000,
+                };
+                let path = wire::messages::encode_path(&success());
+                let (state, reason) = (crate::model::State::Succeeded, None);
+                (new, store::Finish { id, customer_id: 9, state, finished_at: 1_000, reason, path })
+            })
+            .unzip();
+        let write = move |tx: &mut db::Tx<'_>| {
+            store::insert(tx, new.iter())?;
+            store::close(tx, &(1..=ENDED).collect::<Vec<_>>())?;
+            store::finish(tx, &ends.iter().collect::<Vec<_>>(), store::LIST_BEHIND)
+        };
+        db.write(write).await.unwrap();
+        let (mut feed, _tell) = live(db);
+        let invented: Vec<String> =
+            (0..64).map(|number| format!("{}.1", 1_u64 << 52 | number << 30)).collect();
+        feed.teller = teller(&format!("0-{}", invented.join("~")));
+        feed.subscription.announced = ENDED;
+        feed.open = (ENDED + 1..=ENDED + UNDER_WAY).map(|id| progress(id, 2)).collect::<Vec<_>>().into_iter();
+        feed.stage = Stage::CatchingUp;
+        let (mut events, mut longest) = (0, 0);
+        while feed.stage == Stage::CatchingUp {
+            let chunk = feed.next().await.unwrap();
+            events += count(&chunk);
+            longest = longest.max(chunk.len());
+        }
+        assert_eq!(events as u64, ENDED * 6 + UNDER_WAY * 5, "nothing is missed and nothing comes twice");
+        let a_purchase = 6 * (EVENT_BYTES + feed.teller.cursor.text_bytes());
+        assert!(a_purchase > 6 * 500, "the cursor is long: {a_purchase}");
+        assert!(longest < CHUNK_BYTES + a_purchase, "{longest} bytes");
     }
 
     #[test]
