@@ -75,7 +75,10 @@ impl Config {
             (CatalogWrite::Admin, _) => false,
             // What is before a lone replica, it cannot know.
             (CatalogWrite::Auto, Role::Replica(_)) => false,
-            (CatalogWrite::Auto, Role::Shop | Role::Seeder) => self.listen.ip().is_loopback(),
+            // Who is told of a proxy is reached from wherever that is.
+            (CatalogWrite::Auto, Role::Shop | Role::Seeder) => {
+                self.listen.ip().is_loopback() && self.http.trusted_proxies == 0
+            }
         }
     }
 
@@ -116,6 +119,9 @@ impl Config {
             CatalogWrite::Admin => "catalog.write = \"admin\"".to_owned(),
             _ if matches!(role, Role::Replica(_)) => {
                 "a replica cannot know who reaches it, and catalog.write = \"auto\"".to_owned()
+            }
+            _ if self.listen.ip().is_loopback() => {
+                format!("others come through http.trusted_proxies = {}", self.http.trusted_proxies)
             }
             _ => format!("listen = {} can be reached from other machines", self.listen),
         };
@@ -189,6 +195,13 @@ mod tests {
         let mut config = Config { listen: "[::1]:80".parse().unwrap(), ..Config::default() };
         assert!(config.catalog_open(Role::Shop));
         assert!(!config.catalog_open(Role::Replica(Service::Product)));
+        config.http.trusted_proxies = 1;
+        assert!(!config.catalog_open(Role::Shop), "others come through a proxy");
+        let [Lack::AdminToken { why }] = &config.lacks_for(Role::Shop)[..] else {
+            panic!("a token is missing")
+        };
+        assert_eq!(why, "others come through http.trusted_proxies = 1");
+        config.http.trusted_proxies = 0;
         config.listen = "0.0.0.0:80".parse().unwrap();
         assert!(!config.catalog_open(Role::Shop));
         let lacks = texts(&config, Role::Shop);
