@@ -6,6 +6,8 @@
 //! number is outside of [`BOUNDS`].
 
 pub(crate) mod layers;
+#[cfg(test)]
+mod page;
 pub(crate) mod role;
 pub(crate) mod secret;
 pub(crate) mod servers;
@@ -107,7 +109,7 @@ pub(crate) struct Http {
     pub body_limit_bytes: usize,
     /// Requests handled at once; further ones are answered 503. An open event stream does not count.
     pub max_in_flight_requests: usize,
-    /// Connections open at once; further ones wait in the kernel.
+    /// Connections open at once; further ones wait in the kernel. Half as many event streams may be open; further ones are answered 503.
     pub max_connections: usize,
     /// Time for a request's head, and how long a kept-alive connection may be idle.
     pub head_timeout_ms: u64,
@@ -138,7 +140,8 @@ pub(crate) struct Catalog {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub(crate) enum CatalogWrite {
-    /// All while the API listens on loopback only, otherwise who has the admin token.
+    /// All while the API listens on loopback only and `http.trusted_proxies` is 0, otherwise who has the admin token. A proxy on the same
+    /// machine that it is not told of is not seen.
     Auto,
     /// All who reach the API.
     Open,
