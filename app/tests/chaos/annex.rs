@@ -117,6 +117,14 @@ pub(crate) fn armed(point: &str, hit: u64) -> String {
     format!("{point}={hit}")
 }
 
+/// Messages that a process of this service has taken and then acknowledged (`acked`) or given back (`nacked`).
+pub(crate) async fn received(admin: &Client, service: &str, how: &str) -> u64 {
+    let metrics = admin.get("/metrics", None).await.unwrap().body;
+    let name = format!("{service}_pubsub_subscriber_messages_received_total{{acked=\"{how}\"");
+    let lines = metrics.lines().filter(|line| line.starts_with(&name));
+    lines.map(|line| line.rsplit(' ').next().unwrap().parse::<u64>().unwrap()).sum()
+}
+
 async fn has_died(mut process: Child, point: &str, within: Duration) {
     let status = tokio::time::timeout(within, process.wait()).await;
     let status = status.unwrap_or_else(|_| panic!("{point} was not passed within {within:?}")).unwrap();

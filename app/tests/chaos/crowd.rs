@@ -9,7 +9,7 @@ use testkit::{Client, Engines, Shop, TempDir, until};
 use tokio::task::spawn_blocking;
 use tokio_util::sync::CancellationToken;
 
-use super::annex::Annex;
+use super::annex::{Annex, received};
 use super::counter::{Counter, one_of};
 use super::{SOON, accepted, options, turn};
 
@@ -45,7 +45,7 @@ fn deadlocks(engines: &Engines) -> u64 {
 
 /// Row 12: carts with two products, one way round and the other. The shop locks both in one order, so somebody else sees to the deadlocks: it locks
 /// them in the other order, and has done so much that it is the shop's transaction that is rolled back.
-async fn crossing_carts(counter: &mut Counter) {
+async fn crossing_carts(counter: &mut Counter, products: &[Client]) {
     let mut both = [counter.product("salt", 1, PLENTY).await, counter.product("pepper", 2, PLENTY).await];
     both.sort_unstable();
     let [first, second] = both;
@@ -59,7 +59,12 @@ async fn crossing_carts(counter: &mut Counter) {
     let (stop, mysql) = (CancellationToken::new(), counter.engines.mysql().clone());
     // A test that fails here does not wait for the thread for ever.
     let (stopped, stop) = (stop.clone(), stop.drop_guard());
+    let given_back = async || {
+        let counts = join_all(products.iter().map(|product| received(product, "product", "nacked"))).await;
+        counts.iter().sum::<u64>()
+    };
     let before = (counter.adds_up("before the crossing carts").await, deadlocks(&counter.engines));
+    let given_back_before = given_back().await;
     // How often it was the one that was rolled back.
     let victim = Arc::new(AtomicU64::new(0));
     let rolled_back = Arc::clone(&victim);
@@ -87,6 +92,11 @@ async fn crossing_carts(counter: &mut Counter) {
     let lost = of_the_shop(&counter.engines);
     println!("{lost} times in {rounds} rounds it was the shop's transaction that was rolled back");
     assert!(lost > 0, "it was always the other one");
+    assert_eq!(
+        given_back().await,
+        given_back_before,
+        "its transaction is run again, and no message has to come again"
+    );
     assert_eq!(after.committed - before.0.committed, rounds * CROSSING, "each succeeds");
 }
 
@@ -115,10 +125,14 @@ async fn many_at_once_buy_no_more_than_there_is_and_nothing_twice() {
     let mut shop = Shop::start(options(&dir, &engines)).await.unwrap();
     let annex = Annex::of(&shop, &dir, &engines).await;
     // Four replicas sell.
-    let _two_more = join_all([(); 2].map(|()| annex.start("product", &[]))).await;
+    let two_more = join_all([(); 2].map(|()| annex.start("product", &[]))).await;
+    let replicas = shop.replicas().await;
+    let products =
+        replicas.iter().filter(|replica| replica.service == "product").map(|replica| replica.admin());
+    let products: Vec<Client> = products.chain(two_more.iter().map(|extra| extra.admin().clone())).collect();
     let mut counter = Counter::open(&shop, engines).await;
     a_rush_for_the_last_ones(&mut counter).await;
-    crossing_carts(&mut counter).await;
+    crossing_carts(&mut counter, &products).await;
     one_key_many_requests(&mut counter, &shop).await;
     let status = shop.terminate().await;
     assert!(status.success(), "{status}:\n{}", testkit::tail(&shop.stderr()));

@@ -10,7 +10,7 @@ use testkit::{Client, Engines, Shop, TempDir, until};
 use tokio::task::{JoinHandle, spawn_blocking};
 use wire::messages::{Command, ToParticipant};
 
-use super::annex::{Annex, Extra, Standstill};
+use super::annex::{Annex, Extra, Standstill, received};
 use super::counter::{Counter, one_of};
 use super::tap::{MADE_UP, Tap};
 use super::{SOON, options, turn};
@@ -24,10 +24,7 @@ const TOO_LATE: usize = 3;
 
 /// Messages that a process has acknowledged.
 async fn handled(extra: &Extra, service: &str) -> u64 {
-    let metrics = extra.admin().get("/metrics", None).await.unwrap().body;
-    let name = format!("{service}_pubsub_subscriber_messages_received_total{{acked=\"acked\"");
-    let lines = metrics.lines().filter(|line| line.starts_with(&name));
-    lines.map(|line| line.rsplit(' ').next().unwrap().parse::<u64>().unwrap()).sum()
+    received(extra.admin(), service, "acked").await
 }
 
 /// Row 10: processes stand still with commands in hand until others have long done what these ask; then they go on with them.
