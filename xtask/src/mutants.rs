@@ -413,4 +413,28 @@ pub(crate) const MUTANTS: &[Mutant] = &[
         test: &["test", "--package", "e2e", "--test", "flow", "behind_purchases_that_are_stuck"],
         why: "customers wait for a database that does not answer until their own patience is over",
     },
+    Mutant {
+        name: "refused-start-is-put-off-past-the-deadline",
+        file: "services/purchase/src/reconcile.rs",
+        find: "now.saturating_add(millis(delay)).min(untried.not_after)",
+        replace: "now.saturating_add(millis(delay)).min(untried.not_after.max(u64::MAX))",
+        test: &["test", "--package", "purchase", "reconcile::"],
+        why: "a purchase that was driven on often is left to an operator before anybody was asked to decide it",
+    },
+    Mutant {
+        name: "client-s-cursor-makes-a-chunk-of-any-length",
+        file: "services/purchase/src/stream.rs",
+        find: "const CHUNK_BYTES: usize = 64 * 1024;",
+        replace: "const CHUNK_BYTES: usize = 64 * 1024 * 1024;",
+        test: &["test", "--package", "purchase", "stream::"],
+        why: "a few hundred clients that do not read what they have missed take all memory",
+    },
+    Mutant {
+        name: "deadlock-is-no-reason-to-run-again",
+        file: "crates/db/src/mysql/fault.rs",
+        find: "1020 | 1205 | 1213 | 1875 | 3572 => Fault::Conflict",
+        replace: "1020 | 1205 | 1875 | 3572 => Fault::Conflict",
+        test: &["test", "--package", "sagaline", "--test", "chaos", "many_at_once_buy"],
+        why: "every deadlock costs its purchases a delivery more, and after ten they are set aside",
+    },
 ];

@@ -277,6 +277,18 @@ impl Bus {
         }
     }
 
+    /// Whether more than half of what a queue may hold is taken: of its envelopes in memory; on NATS of its frames or of its bytes, which
+    /// fill up first. A time to add nothing that can wait.
+    ///
+    /// # Errors
+    /// When the servers did not answer. The embedded bus always does.
+    pub async fn is_half_full(&self, subject: Subject) -> Result<bool, Unavailable> {
+        match self {
+            Bus::Embedded(bus) => Ok(bus.depth(subject).held() > bus.limits().queue_envelopes / 2),
+            Bus::Nats(bus) => bus.is_half_full(subject).await,
+        }
+    }
+
     /// What has happened through this handle and its clones since it was made, over all subjects.
     pub fn stats(&self) -> Stats {
         match self {

@@ -183,7 +183,7 @@ impl Reconciler {
         while !stop.is_cancelled() {
             let limits = self.bus.limits();
             let room = limits.queue_envelopes / 2;
-            if !self.has_room(room).await {
+            if !self.has_room().await {
                 break;
             }
             // A page is one frame, and it fits: what is refused would have been tried in vain.
@@ -240,12 +240,12 @@ impl Reconciler {
         Ok(last)
     }
 
-    /// Whether no queue that a replay passes holds more than `room`. One that does not say would not take a replay either.
-    async fn has_room(&self, room: usize) -> bool {
+    /// Whether no queue that a replay passes is more than half full. One that does not say would not take a replay either.
+    async fn has_room(&self) -> bool {
         for queue in REPLAY_QUEUES {
-            match self.bus.depth(queue).await {
-                Ok(depth) if depth.held() <= room => {}
-                Ok(_) => {
+            match self.bus.is_half_full(queue).await {
+                Ok(false) => {}
+                Ok(true) => {
                     tracing::warn!(%queue, "nothing is replayed: a queue is more than half full");
                     return false;
                 }

@@ -169,6 +169,12 @@ impl Nats {
         shared.depth(queue).await.map_err(|why| Unavailable { what: "how much a queue holds", why })
     }
 
+    pub(crate) async fn is_half_full(&self, subject: Subject) -> Result<bool, Unavailable> {
+        let shared = self.shared();
+        let queue = shared.queue(subject);
+        shared.is_half_full(queue).await.map_err(|why| Unavailable { what: "how full a queue is", why })
+    }
+
     pub(crate) fn stats(&self) -> Stats {
         let shared = self.shared();
         let mut sum = Stats::default();
@@ -290,6 +296,16 @@ impl Shared {
         let info = found.cached_info();
         let ready = usize::try_from(info.num_pending).unwrap_or(usize::MAX);
         Ok(Depth { ready, delayed: 0, in_hand: info.num_ack_pending })
+    }
+
+    async fn is_half_full(&self, queue: &Queue) -> Result<bool, String> {
+        let found = self.link.jetstream.get_stream(queue.plan.name()).await;
+        let found = found.map_err(|error| error.to_string())?;
+        let info = found.cached_info();
+        // A limit below 0 is none.
+        let is_over_half = |taken: u64, limit: i64| u64::try_from(limit).is_ok_and(|limit| taken > limit / 2);
+        Ok(is_over_half(info.state.messages, info.config.max_messages)
+            || is_over_half(info.state.bytes, info.config.max_bytes))
     }
 
     async fn parked(&self) -> Result<Vec<Parked>, String> {

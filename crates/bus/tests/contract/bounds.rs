@@ -24,7 +24,16 @@ pub(super) async fn a_full_queue_refuses_until_something_ends(stage: &Stage) {
     publish_each(&bus, [1, 2, 3, 4]).await;
     assert_eq!(bus.publish(WORK, frame([5])).await, Err(full(WORK, limits)));
 
+    assert_eq!(bus.is_half_full(WORK).await, Ok(true));
+
     finish(&mut consumer, 2).await;
+    // An end is told to servers and not waited for.
+    let is_told = async {
+        while bus.is_half_full(WORK).await != Ok(false) {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    soon(is_told).await;
     publish_soon(&bus, frame([6])).await;
     publish_soon(&bus, frame([7])).await;
     assert_eq!(bus.publish(WORK, frame([8])).await, Err(full(WORK, limits)));

@@ -24,6 +24,22 @@ async fn a_frame_larger_than_a_message_is_sent_in_several() {
     assert!(all.into_iter().eq((0..100).map(large)));
 }
 
+/// Frames of several kilobytes fill a queue up long before their number does.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_queue_is_half_full_when_half_of_its_bytes_are_taken() {
+    let settings = Settings { queue_bytes: 1024 * 1024, ..shared() };
+    let bus = Bus::nats(settings, Limits { body_bytes: 64 * 1024, ..LIMITS }, &[WORK]).await.unwrap();
+    let large = |n| vec![Envelope { id: EnvelopeId::of(n, 1), body: vec![n as u8; 32 * 1024].into() }];
+    for n in 0..12 {
+        bus.publish(WORK, large(n)).await.unwrap();
+    }
+    assert_eq!(bus.is_half_full(WORK).await, Ok(false), "384 KiB");
+    for n in 12..20 {
+        bus.publish(WORK, large(n)).await.unwrap();
+    }
+    assert_eq!(bus.is_half_full(WORK).await, Ok(true), "640 KiB");
+}
+
 /// Row 8 of the fault list.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_is_no_frame_is_parked_and_others_flow() {
