@@ -352,7 +352,7 @@ pub(crate) const MUTANTS: &[Mutant] = &[
     Mutant {
         name: "barrier-of-an-open-saga-is-forgotten",
         file: "services/purchase/src/reconcile.rs",
-        find: "self.db.read(store::all_ended_below).await?.min(lowest_id_at(now));",
+        find: "self.db.read(store::all_ended_below).await?.min(ids::lowest_at(now / 1_000));",
         replace: "self.db.read(store::all_ended_below).await?.max(u64::MAX >> 11);",
         test: &["test", "--package", "e2e", "--test", "faults", "barrier_rows_go"],
         why: "an operator's retry reserves the stock of a purchase for the second time",

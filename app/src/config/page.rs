@@ -1,5 +1,5 @@
 //! docs/settings.md, made of what the code says: the fields' documentation, [`BOUNDS`], the defaults. A setting without documentation
-//! fails the build of the page, and a page that is not what the code says fails the tests.
+//! and a page that is not what the code says fail the test.
 
 use std::collections::BTreeMap;
 use std::fmt::Write;

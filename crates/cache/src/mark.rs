@@ -45,10 +45,7 @@ impl Mark {
     /// # Errors
     /// When the database fails.
     pub fn read(self, tx: &mut Tx<'_>) -> Result<i64, Error> {
-        let number = Value::from(self.number());
-        let value =
-            tx.query_opt("SELECT value FROM cache_mark WHERE number = ?", &[number], |row| row.get(0))?;
-        Ok(value.unwrap_or(0))
+        Ok(self.find(tx)?.unwrap_or(0))
     }
 
     /// Its value, which nobody changes before this transaction has ended. The mark must be there, see [`Mark::ensure`].
@@ -83,29 +80,25 @@ impl Mark {
         Ok(tx.execute("UPDATE cache_mark SET value = ? WHERE number = ? AND value = ?", &values)? == 1)
     }
 
-    /// Sets it, unless it is higher already. It is made if it is not there, but only then: whoever makes sure of that first has a shared
-    /// lock, and of two who have one neither can raise it.
+    /// Sets it, unless it is higher already. Looked at without a lock first: it is raised once and asked for often, and of two who have
+    /// a shared lock, as whoever makes sure that it is there, neither could raise it.
     ///
     /// # Errors
     /// When the database fails.
     pub fn raise(self, tx: &mut Tx<'_>, value: i64) -> Result<(), Error> {
-        let number = self.number();
-        let raise = |tx: &mut Tx<'_>| {
-            let values = [Value::from(value), Value::from(number), Value::from(value)];
-            tx.execute("UPDATE cache_mark SET value = ? WHERE number = ? AND value < ?", &values)
-        };
-        if raise(tx)? > 0 {
-            return Ok(());
+        match self.find(tx)? {
+            Some(found) if found >= value => return Ok(()),
+            Some(_) => {}
+            None => self.ensure(tx)?,
         }
-        let there =
-            tx.query_opt("SELECT value FROM cache_mark WHERE number = ?", &[Value::from(number)], |row| {
-                row.get::<i64>(0)
-            })?;
-        if there.is_none() {
-            self.ensure(tx)?;
-            raise(tx)?;
-        }
+        let values = [Value::from(value), Value::from(self.number()), Value::from(value)];
+        tx.execute("UPDATE cache_mark SET value = ? WHERE number = ? AND value < ?", &values)?;
         Ok(())
+    }
+
+    fn find(self, tx: &mut Tx<'_>) -> Result<Option<i64>, Error> {
+        let number = Value::from(self.number());
+        tx.query_opt("SELECT value FROM cache_mark WHERE number = ?", &[number], |row| row.get(0))
     }
 }
 

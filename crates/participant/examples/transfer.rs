@@ -12,7 +12,8 @@
 //!    [`barrier`].
 //! 3. [`Transfers`]: whoever starts sagas keeps a list of the open ones, on disk *before* the first message, hears of their ends, and
 //!    starts again what is open for too long. That is all there is to recovery: the bus, which is in memory here, may forget everything.
-//! 4. [`run`]: puts them together. With [`Bus::nats`] and [`Db::connect`] in place of two lines there, they are processes, as many as one likes.
+//! 4. [`run`]: puts them together in one process. With [`Bus::nats`] and [`Db::connect`] each can be a process of its own, and a bank several.
+//!    Several who start transfers would want ids from [`db::ids`], and locks on what they take up (`services/purchase`).
 #![allow(clippy::print_stdout, reason = "it is an example: it shows something")]
 
 use std::cell::Cell;

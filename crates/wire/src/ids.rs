@@ -72,6 +72,11 @@ pub fn second_of(unix_seconds: u64) -> u32 {
     u32::try_from(second).unwrap_or(LAST_SECOND).min(LAST_SECOND)
 }
 
+/// No worker whose clock says this gives out a lower id from now on.
+pub fn lowest_at(unix_seconds: u64) -> u64 {
+    Parts { second: second_of(unix_seconds), worker: 0, sequence: 0 }.compose()
+}
+
 /// Gives out one worker's ids. It only ever moves upwards, from the second it began with.
 #[derive(Debug)]
 pub struct Sequence {
@@ -165,6 +170,8 @@ mod tests {
         assert_eq!(second_of(0), 0);
         assert_eq!(second_of(EPOCH_UNIX_SECONDS + 7), 7);
         assert_eq!(second_of(u64::MAX), LAST_SECOND);
+        let first = Sequence::new(0, 0).take(second_of(EPOCH_UNIX_SECONDS + 7), 1, 7).unwrap().next();
+        assert_eq!(first, Some(lowest_at(EPOCH_UNIX_SECONDS + 7)));
     }
 
     #[test]

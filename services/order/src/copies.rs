@@ -3,7 +3,8 @@
 //!
 //! The purchase service tells the participants below which id every saga has ended, about ten minutes after it has. One replica hears
 //! of it and writes it down ([`Mark::EndedBelow`]); all read it there. Ids are in the order of time only where clocks are: one whose clock is
-//! behind accepts purchases with ids below that. So an order must also be older than any saga becomes.
+//! behind accepts purchases with ids below that. So an order must also be old: younger ones are
+//! those that a saga may still undo, but for one that waits for an operator.
 
 use std::time::Duration;
 
@@ -55,16 +56,17 @@ impl Copies {
             let now = self.clock.now();
             Ok(match found {
                 None => Loaded::Missing,
-                Some(order) if self.is_kept(&order, now) => Loaded::Final(order),
+                Some(order) if is_old(&order, now, self.kept_from_age) => Loaded::Final(order),
                 Some(order) => Loaded::Passing(order),
             })
         };
         Ok(self.orders.get(id, load).await?.map(|order| (*order).clone()))
     }
+}
 
-    fn is_kept(&self, order: &Order, now: UnixMillis) -> bool {
-        now.checked_sub(order.created_at).is_some_and(|age| u128::from(age) >= self.kept_from_age.as_millis())
-    }
+/// One that was created later than now, by another's clock, is not.
+fn is_old(order: &Order, now: UnixMillis, from_age: Duration) -> bool {
+    now.checked_sub(order.created_at).is_some_and(|age| u128::from(age) >= from_age.as_millis())
 }
 
 impl Record for Order {
@@ -78,5 +80,18 @@ impl Record for Order {
 
     fn read(from: &mut Reader<'_>) -> Option<Order> {
         Some(Order { customer_id: from.number()?, items: from.text()?, created_at: from.number()? })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_order_is_old_from_an_hour_on_and_not_before_it_was_created() {
+        let order = Order { customer_id: 7, items: String::new(), created_at: 5_000 };
+        let is_old = |now| is_old(&order, now, KEPT_FROM_AGE);
+        assert!(!is_old(4_999) && !is_old(5_000) && !is_old(3_604_999));
+        assert!(is_old(3_605_000));
     }
 }

@@ -16,6 +16,7 @@ mod order;
 mod tests;
 mod view;
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -73,7 +74,7 @@ pub(crate) struct Subscription {
     /// Every purchase with a finish number up to this one is in the database; what ends later comes as news.
     pub(crate) announced: u64,
     /// The customer's open purchases.
-    pub(crate) open: Vec<Arc<News>>,
+    pub(crate) open: VecDeque<Arc<News>>,
     /// What comes after. It ends when the stream has to end.
     pub(crate) news: mpsc::Receiver<Arc<News>>,
 }

@@ -351,7 +351,7 @@ impl Reconciler {
         let (now, grace) = (self.clock.now(), self.settings.purge_grace);
         // Where nothing is open the bound is above the highest id, and that may be of a replica whose clock is ahead: others will yet give
         // out lower ones.
-        let below = self.db.read(store::all_ended_below).await?.min(lowest_id_at(now));
+        let below = self.db.read(store::all_ended_below).await?.min(ids::lowest_at(now / 1_000));
         let Some(below) = ended.settle(now, below, grace) else {
             return Ok(());
         };
@@ -387,11 +387,6 @@ impl EndedBelow {
         let held = self.0.iter().map(|(_, below)| *below).min();
         held.filter(|_| count > 0)
     }
-}
-
-/// The lowest id that a replica gives out at this time.
-fn lowest_id_at(now: UnixMillis) -> u64 {
-    ids::Parts { second: ids::second_of(now / 1_000), worker: 0, sequence: 0 }.compose()
 }
 
 fn given_up(judged: &[(Due, Next)]) -> impl Iterator<Item = &Due> {
@@ -462,9 +457,9 @@ mod tests {
         }
     }
 
-    async fn a_start_that_the_bus_refuses_was_no_try(at: &TestDb) {
-        let (db, now) = (at.open(crate::MIGRATIONS), Arc::new(AtomicU64::new(0)));
-        let new = store::NewPurchase {
+    /// One that was just accepted.
+    fn purchase() -> store::NewPurchase {
+        store::NewPurchase {
             id: 1,
             customer_id: 7,
             key: None,
@@ -473,17 +468,25 @@ mod tests {
             created_at: 0,
             deadline_at: 60_000,
             next_wake_at: 5_000,
-        };
+        }
+    }
+
+    /// How often each open purchase was tried, and when it is due again.
+    async fn tries(db: &Db) -> Vec<(u32, UnixMillis)> {
+        let due = db.read(|tx| store::due(tx, Take::Look, u64::MAX >> 1, u64::MAX >> 1, 0, 9)).await;
+        due.expect("what is due").iter().map(|due| (due.tries, due.next_wake_at)).collect()
+    }
+
+    async fn a_start_that_the_bus_refuses_was_no_try(at: &TestDb) {
+        let (db, now) = (at.open(crate::MIGRATIONS), Arc::new(AtomicU64::new(0)));
+        let new = purchase();
         db.write(move |tx| store::insert(tx, [&new].into_iter())).await.expect("a purchase");
         let reconciler = unheard(&db, Arc::clone(&now)).await;
         // However long nothing is taken, before the deadline and after: it is tried again soon, and not given up.
         for at in (5_000..=200_000).step_by(5_000) {
             now.store(at, Ordering::SeqCst);
             reconciler.reconcile(&CancellationToken::new()).await.expect("it looks");
-            let due = db.read(|tx| store::due(tx, Take::Look, u64::MAX >> 1, u64::MAX >> 1, 0, 9)).await;
-            let due: Vec<(u32, UnixMillis)> =
-                due.expect("what is due").iter().map(|due| (due.tries, due.next_wake_at)).collect();
-            assert_eq!(due, [(0, at + 5_000)]);
+            assert_eq!(tries(&db).await, [(0, at + 5_000)]);
         }
     }
 
@@ -492,16 +495,7 @@ mod tests {
     async fn a_start_that_is_refused_right_before_the_deadline_is_no_try_to_decide() {
         let (at, now) = (TestDb::sqlite(), Arc::new(AtomicU64::new(58_000)));
         let db = at.open(crate::MIGRATIONS);
-        let new = store::NewPurchase {
-            id: 1,
-            customer_id: 7,
-            key: None,
-            input: bytes::Bytes::from_static(b"input"),
-            trace: String::new(),
-            created_at: 0,
-            deadline_at: 60_000,
-            next_wake_at: 5_000,
-        };
+        let new = purchase();
         let many = SETTINGS.max_tries + 1;
         let tried = move |tx: &mut db::Tx<'_>| {
             store::insert(tx, [&new].into_iter())?;
@@ -512,10 +506,7 @@ mod tests {
         for (at, expected) in [(58_000, (many, 60_000)), (60_000, (0, 65_000))] {
             now.store(at, Ordering::SeqCst);
             reconciler.reconcile(&CancellationToken::new()).await.expect("it looks");
-            let due = db.read(|tx| store::due(tx, Take::Look, u64::MAX >> 1, u64::MAX >> 1, 0, 9)).await;
-            let due: Vec<(u32, UnixMillis)> =
-                due.expect("what is due").iter().map(|due| (due.tries, due.next_wake_at)).collect();
-            assert_eq!(due, [expected], "at {at}");
+            assert_eq!(tries(&db).await, [expected], "at {at}");
         }
     }
 

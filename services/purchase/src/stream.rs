@@ -128,8 +128,6 @@ struct Feed {
     customer_id: u64,
     teller: Teller,
     subscription: Subscription,
-    /// What was under way when the stream was opened, and was not told yet.
-    open: std::vec::IntoIter<Arc<News>>,
     stage: Stage,
     /// Progress that waits for more of its kind, fewer than [`CHUNK_NEWS`].
     held: Vec<Arc<News>>,
@@ -153,14 +151,12 @@ enum Stage {
 /// The stream, in chunks of whole events. It ends when the service stops, when the client falls behind its bound, and when the
 /// database fails: the client resumes with the id of the last event it got.
 pub(crate) fn events(parts: Parts) -> impl Stream<Item = Result<Bytes, Infallible>> + Send {
-    let Parts { db, definition, customer_id, cursor, mut subscription, stop } = parts;
-    let open = std::mem::take(&mut subscription.open).into_iter();
+    let Parts { db, definition, customer_id, cursor, subscription, stop } = parts;
     let feed = Feed {
         db,
         customer_id,
         teller: Teller { definition, cursor },
         subscription,
-        open,
         stage: Stage::Opening,
         held: Vec::new(),
         stop: Box::pin(stop.cancelled_owned()),
@@ -246,7 +242,7 @@ impl Feed {
         };
         if page.is_empty() {
             while chunk.len() < CHUNK_BYTES {
-                let Some(news) = self.open.next() else {
+                let Some(news) = self.subscription.open.pop_front() else {
                     self.stage = Stage::Live;
                     break;
                 };
@@ -280,6 +276,8 @@ impl Feed {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::VecDeque;
+
     use super::*;
     use proptest::prelude::*;
     use saga::{Entry, Outcome, Reason, StepIndex};
@@ -358,8 +356,7 @@ mod tests {
             db,
             customer_id: 9,
             teller: teller("0"),
-            subscription: Subscription { announced: 0, open: Vec::new(), news },
-            open: Vec::new().into_iter(),
+            subscription: Subscription { announced: 0, open: VecDeque::new(), news },
             stage: Stage::Live,
             held: Vec::new(),
             stop: Box::pin(CancellationToken::new().cancelled_owned()),
@@ -451,7 +448,7 @@ mod tests {
             (0..64).map(|number| format!("{}.1", 1_u64 << 52 | number << 30)).collect();
         feed.teller = teller(&format!("0-{}", invented.join("~")));
         feed.subscription.announced = ENDED;
-        feed.open = (ENDED + 1..=ENDED + UNDER_WAY).map(|id| progress(id, 2)).collect::<Vec<_>>().into_iter();
+        feed.subscription.open = (ENDED + 1..=ENDED + UNDER_WAY).map(|id| progress(id, 2)).collect();
         feed.stage = Stage::CatchingUp;
         let (mut events, mut longest) = (0, 0);
         while feed.stage == Stage::CatchingUp {
