@@ -15,8 +15,8 @@ use std::io::{self, Write};
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::process::ExitCode;
 
+use allocator::Allocator;
 use clap::{CommandFactory, Parser};
-use mimalloc::MiMalloc;
 use serve::random::Random;
 use telemetry::logs;
 use telemetry::logs::Format;
@@ -32,7 +32,7 @@ use lock::DataDir;
 pub(crate) use process::STOP_DEADLINE;
 
 #[global_allocator]
-static ALLOCATOR: MiMalloc = MiMalloc;
+static ALLOCATOR: Allocator = Allocator;
 
 const EXIT_FAILED: u8 = 1;
 const EXIT_USAGE: u8 = 2;

@@ -17,11 +17,11 @@ mod tokens;
 
 use std::time::Duration;
 
+use allocator::Allocator;
 use criterion::{Criterion, criterion_group, criterion_main};
-use mimalloc::MiMalloc;
 
 #[global_allocator]
-static ALLOCATOR: MiMalloc = MiMalloc;
+static ALLOCATOR: Allocator = Allocator;
 
 fn settings() -> Criterion {
     Criterion::default()

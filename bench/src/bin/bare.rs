@@ -13,6 +13,7 @@ use std::io::{self, Write};
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use allocator::Allocator;
 use axum::Router;
 use axum::body::Body;
 use axum::extract::{Path, Query};
@@ -26,13 +27,12 @@ use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
-use mimalloc::MiMalloc;
 use serde::{Deserialize, Serialize};
 use tokio::net::{TcpListener, TcpStream};
 use tower::Service;
 
 #[global_allocator]
-static ALLOCATOR: MiMalloc = MiMalloc;
+static ALLOCATOR: Allocator = Allocator;
 
 /// The bare server that the shop is measured against: HTTP and JSON, and nothing else.
 #[derive(Parser)]

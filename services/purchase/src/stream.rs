@@ -35,7 +35,7 @@ const CHUNK_BYTES: usize = 64 * 1024;
 /// Pieces of news that are sent as one chunk at most. An event is at most about 2 KiB.
 const CHUNK_NEWS: usize = 64;
 /// Progress is sent at most so often; a purchase's end never waits, and takes along what does.
-const PROGRESS_EVERY: Duration = Duration::from_millis(20);
+const PROGRESS_EVERY: Duration = Duration::from_millis(100);
 /// How many events a piece of news mostly is.
 const NEWS_EVENTS: usize = 2;
 /// How often a silent stream says that it is alive.
