@@ -1,9 +1,9 @@
 //! Where the programs' memory comes from: mimalloc, asked in the way that it is made for.
 //!
-//! The `mimalloc` crate asks for every block through `mi_malloc_aligned`, whatever its alignment. Where the list of free blocks of a size has
-//! run empty, that function does not go on to the next page of that size: it takes a larger block of another one, and the page's blocks that
-//! were freed meanwhile stay unused. A shop's memory is then spread over more of it than its caches hold. Blocks whose alignment every block
-//! has anyway, that is nearly all, are asked for through `mi_malloc` here.
+//! The `mimalloc` crate asks for every block through `mi_malloc_aligned`, whatever its alignment. Where a page's list of free blocks has run
+//! empty and the size is no power of two, that function does not collect what was freed in the page meanwhile, as `mi_malloc` does: it
+//! takes a block large enough to be aligned within, often of another size's page. Blocks whose alignment every block has anyway, that is
+//! nearly all, are asked for through `mi_malloc` here.
 
 #![allow(
     unsafe_code,
