@@ -65,6 +65,7 @@ impl Common<'_> {
         participant::Settings {
             batch_commands: self.config.saga.batch,
             barrier_retention: Duration::from_secs(self.config.purchase.barrier_retention_hours * 60 * 60),
+            report_after: Duration::from_millis(self.config.saga.report_after_ms),
             ..participant::Settings::default()
         }
     }

@@ -2,21 +2,24 @@
 //!
 //! Never waits on the side that pushes: a full or closed queue refuses. Never drops what it took: after
 //! [`Queue::close`] the threads still get everything that was pushed before.
+//!
+//! Of several threads that sleep, the one that fell asleep last is woken: what it works with, and the connection that it works on, was in
+//! use a moment ago. A condition variable wakes them in turns. What the others have goes cold, and a connection that is never used is closed.
 
 use std::collections::VecDeque;
-use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::thread::{self, Thread};
 use std::time::{Duration, Instant};
 
 pub(crate) struct Queue<T> {
     state: Mutex<State<T>>,
-    ready: Condvar,
     bound: usize,
 }
 
 struct State<T> {
     items: VecDeque<T>,
-    /// Threads that sleep in `take`. Waking costs a system call, so it is spared while all are busy.
-    sleepers: usize,
+    /// Threads that sleep in `take`, or are about to; the last came last. Waking costs a system call, so it is spared while all are busy.
+    sleepers: Vec<Thread>,
     closed: bool,
 }
 
@@ -39,8 +42,8 @@ pub(crate) enum Taken {
 
 impl<T> Queue<T> {
     pub(crate) fn new(bound: usize) -> Queue<T> {
-        let state = State { items: VecDeque::new(), sleepers: 0, closed: false };
-        Queue { state: Mutex::new(state), ready: Condvar::new(), bound }
+        let state = State { items: VecDeque::new(), sleepers: Vec::new(), closed: false };
+        Queue { state: Mutex::new(state), bound }
     }
 
     pub(crate) fn bound(&self) -> usize {
@@ -60,10 +63,10 @@ impl<T> Queue<T> {
             return Err(Refused::Full);
         }
         state.items.push_back(item);
-        let wake = state.sleepers > 0;
+        let sleeper = state.sleepers.pop();
         drop(state);
-        if wake {
-            self.ready.notify_one();
+        if let Some(sleeper) = sleeper {
+            sleeper.unpark();
         }
         Ok(())
     }
@@ -71,35 +74,36 @@ impl<T> Queue<T> {
     /// Waits until there is something and moves up to `max` items, oldest first, to `into`. False, once the
     /// queue is closed and empty.
     pub(crate) fn take(&self, max: usize, into: &mut VecDeque<T>) -> bool {
-        let mut state = self.lock();
-        while state.items.is_empty() {
-            if state.closed {
-                return false;
-            }
-            state.sleepers += 1;
-            state = self.ready.wait(state).unwrap_or_else(PoisonError::into_inner);
-            state.sleepers -= 1;
-        }
-        let count = max.min(state.items.len());
-        into.extend(state.items.drain(..count));
-        true
+        self.take_until(max, into, None) == Taken::Some
     }
 
     /// As [`Queue::take`], but waits for so long at most.
     pub(crate) fn take_within(&self, max: usize, into: &mut VecDeque<T>, patience: Duration) -> Taken {
-        let deadline = Instant::now() + patience;
+        self.take_until(max, into, Some(Instant::now() + patience))
+    }
+
+    fn take_until(&self, max: usize, into: &mut VecDeque<T>, deadline: Option<Instant>) -> Taken {
         let mut state = self.lock();
         while state.items.is_empty() {
             if state.closed {
                 return Taken::Closed;
             }
-            let left = deadline.saturating_duration_since(Instant::now());
-            if left.is_zero() {
+            let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
+            if left == Some(Duration::ZERO) {
                 return Taken::Nothing;
             }
-            state.sleepers += 1;
-            state = self.ready.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
-            state.sleepers -= 1;
+            let me = thread::current();
+            let id = me.id();
+            state.sleepers.push(me);
+            drop(state);
+            // Woken between the two, it does not fall asleep.
+            match left {
+                Some(left) => thread::park_timeout(left),
+                None => thread::park(),
+            }
+            state = self.lock();
+            // Nobody has woken it: its time is over, or it woke for no reason.
+            state.sleepers.retain(|sleeper| sleeper.id() != id);
         }
         let count = max.min(state.items.len());
         into.extend(state.items.drain(..count));
@@ -108,8 +112,12 @@ impl<T> Queue<T> {
 
     /// Refuses whatever comes from now on.
     pub(crate) fn close(&self) {
-        self.lock().closed = true;
-        self.ready.notify_all();
+        let sleepers = {
+            let mut state = self.lock();
+            state.closed = true;
+            std::mem::take(&mut state.sleepers)
+        };
+        sleepers.iter().for_each(Thread::unpark);
     }
 
     /// No code that can panic runs under the lock, so a poisoned one still guards a whole state.
@@ -147,6 +155,37 @@ mod tests {
         assert_eq!(queue.take_within(9, &mut taken, Duration::ZERO), Taken::Some);
         assert_eq!(queue.take_within(9, &mut taken, Duration::ZERO), Taken::Closed);
         assert_eq!(taken, [1]);
+    }
+
+    /// Three threads, each of which falls asleep after the one before it, are given one item after the other.
+    #[test]
+    fn who_fell_asleep_last_is_woken() {
+        let queue = Queue::new(1);
+        let asleep = |count| {
+            while queue.lock().sleepers.len() != count {
+                thread::yield_now();
+            }
+        };
+        let (told, tell) = (std::sync::mpsc::channel(), 0..3);
+        thread::scope(|scope| {
+            for number in tell {
+                let (queue, told) = (&queue, told.0.clone());
+                scope.spawn(move || {
+                    let mut taken = VecDeque::new();
+                    while queue.take(1, &mut taken) {
+                        taken.clear();
+                        told.send(number).unwrap();
+                    }
+                });
+                asleep(number + 1);
+            }
+            for _ in 0..10 {
+                assert_eq!(queue.push(()), Ok(()));
+                assert_eq!(told.1.recv(), Ok(2));
+                asleep(3);
+            }
+            queue.close();
+        });
     }
 
     #[test]

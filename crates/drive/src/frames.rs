@@ -59,6 +59,8 @@ impl Bounds {
 /// The messages that a batch calls for.
 pub struct Frames {
     frames: Vec<Frame>,
+    /// What may be lost and nobody records; none where that goes with the rest.
+    set_aside: Option<Vec<Outgoing>>,
     /// How many call for them.
     batch: usize,
     /// A message's size at most.
@@ -102,7 +104,13 @@ impl Frames {
     /// Of a batch of so many, each of which calls for at most one message on each subject: places are below that, and no frame is
     /// larger.
     pub fn of_batch(batch: usize, bus: &Bus) -> Frames {
-        Frames { frames: Vec::new(), batch, limit_bytes: bus.limits().body_bytes }
+        Frames { frames: Vec::new(), set_aside: None, batch, limit_bytes: bus.limits().body_bytes }
+    }
+
+    /// The same, but what may be lost is set aside for [`Reports::hold`], unless its saga is recorded: then the spans of the two who hand
+    /// it over belong together.
+    pub fn without_reports(batch: usize, bus: &Bus) -> Frames {
+        Frames { set_aside: Some(Vec::new()), ..Frames::of_batch(batch, bus) }
     }
 
     /// Adds what the one at this place of the batch calls for: all of it, or nothing.
@@ -120,7 +128,15 @@ impl Frames {
         if let Some(bytes) = sizes.max().filter(|bytes| *bytes > limit_bytes) {
             return Err(TooLarge { bytes, limit_bytes });
         }
-        for Outgoing { subject, envelope, may_be_lost } in messages.into_iter().flatten() {
+        for outgoing in messages.into_iter().flatten() {
+            if let Some(aside) = &mut self.set_aside
+                && outgoing.may_be_lost
+                && !traced.records(place)
+            {
+                aside.push(outgoing);
+                continue;
+            }
+            let Outgoing { subject, envelope, may_be_lost } = outgoing;
             traced.calls_for(place, subject.0, envelope.id.number());
             let frame = match self.frames.iter().position(|frame| frame.subject == subject) {
                 Some(at) => &mut self.frames[at],
@@ -135,6 +151,11 @@ impl Frames {
             frame.causes.extend((!may_be_lost).then_some(place));
         }
         Ok(())
+    }
+
+    /// What was set aside.
+    pub fn take_reports(&mut self) -> Vec<Outgoing> {
+        self.set_aside.as_mut().map(std::mem::take).unwrap_or_default()
     }
 
     /// Publishes all of it, a frame a subject; the frames that the bus refused.

@@ -1,5 +1,5 @@
 //! Drives sagas from message to message: asks the engine what a message or a recorded reply calls for ([`Book`]), and publishes
-//! all of it ([`Frames`]).
+//! all of it ([`Frames`]), what is worth less than its message a little later ([`Reports`]).
 //!
 //! Whoever has what a saga needs to go on may drive it, because everything is in the message: the service that starts it, the
 //! participant that has just recorded a reply, or an orchestrator that is told of either, which costs a message and its handling
@@ -13,6 +13,8 @@
 
 mod frames;
 mod plan;
+mod reports;
 
 pub use frames::{Bounds, Frames, Refusal, TooLarge};
-pub use plan::{Answered, Book, Messages, Outgoing, Refused};
+pub use plan::{Answered, Book, Messages, Outgoing, Refused, is_old_report};
+pub use reports::{Due, Reports};

@@ -177,6 +177,21 @@ fn unknown(about: &About) -> Refused {
     Refused::UnknownDefinition { name: about.definition().to_owned(), version: about.version() }
 }
 
+/// What the id of a report says of it beside its saga.
+const REPORT: u64 = 2;
+
+/// How many replies a path has, as far as an id can tell.
+fn replies_in_id(replies: usize) -> u8 {
+    u8::try_from(replies).unwrap_or(u8::MAX)
+}
+
+/// Whether a report is of a time at which its saga had fewer replies than this: whoever has heard of so many has heard all that it says,
+/// for a saga has one path. Its id is enough to tell, so it need not be read. False where that does not tell.
+pub fn is_old_report(id: EnvelopeId, replies: usize) -> bool {
+    let (_, tag) = id.parts();
+    tag >> 40 == REPORT && (tag as u8) < replies_in_id(replies)
+}
+
 /// Effects as messages. Each carries the saga as it now stands; its id is a function of what it says.
 fn messages<S: Copy>(
     effects: Effects<S>,
@@ -187,10 +202,10 @@ fn messages<S: Copy>(
 ) -> Messages {
     let Effects { token, ask, tell } = effects;
     let saga = token.saga;
-    let place = u64::from(u8::try_from(token.path.len()).unwrap_or(u8::MAX)) | (token.mode as u64) << 8;
+    let place = u64::from(replies_in_id(token.path.len())) | (token.mode as u64) << 8;
     let report = tell.map(|standing| {
         let body = pen.progress(&token, &about);
-        let envelope = Envelope { id: EnvelopeId::of(saga, 2 << 40 | place), body };
+        let envelope = Envelope { id: EnvelopeId::of(saga, REPORT << 40 | place), body };
         Outgoing { subject: progress, envelope, may_be_lost: standing == Standing::Open }
     });
     let command = ask.map(|ask| {
@@ -255,8 +270,13 @@ mod tests {
             let told = book.plan(reply(&token, &about, answered), pen).unwrap();
             let recorded = book.answered(&token, &about, answered, pen).unwrap().unwrap();
             assert_eq!(told, recorded);
-            let report = wire::messages::Progress::decode(recorded.report.unwrap().envelope.body).unwrap();
+            let Envelope { id, body } = recorded.report.unwrap().envelope;
+            let report = wire::messages::Progress::decode(body).unwrap();
             assert_eq!(report.carried.token.path.len(), token.path.len() + 1);
+            let heard = |replies| is_old_report(id, replies);
+            assert_eq!((heard(token.path.len() + 1), heard(token.path.len() + 2)), (false, true));
+            let command = recorded.command.map(|command| command.envelope.id);
+            assert!(!command.is_some_and(|id| is_old_report(id, 9)), "a command is none");
             token = report.carried.token;
         }
         assert_eq!(token.path.len(), 3);

@@ -7,7 +7,7 @@ use std::time::Duration;
 use bus::{Batch, Bus, Delivery, Envelope, EnvelopeId, Subject, Verdict};
 use bytes::Bytes;
 use db::Db;
-use drive::{Answered, Book, Bounds, Frames, Messages, Outgoing};
+use drive::{Answered, Book, Bounds, Due, Frames, Messages, Outgoing, Reports};
 use saga::Phase;
 use telemetry::Spans;
 use telemetry::metrics::PubsubMetrics;
@@ -33,16 +33,19 @@ pub struct Settings {
     /// Barrier rows are kept at least this long after they were recorded, whatever else is known: longer than any message
     /// stays under way.
     pub barrier_retention: Duration,
+    /// How long the report of a step waits before it goes to who started the saga, if the saga goes on: most have ended by then.
+    pub report_after: Duration,
 }
 
 impl Default for Settings {
-    /// 1,024 commands, 10 deliveries, 24 hours.
+    /// 1,024 commands, 10 deliveries, 24 hours, 100 milliseconds.
     fn default() -> Self {
         Settings {
             batch_commands: 1_024,
             bounds: Bounds::default(),
             park_after_deliveries: 10,
             barrier_retention: Duration::from_secs(24 * 60 * 60),
+            report_after: Duration::from_millis(100),
         }
     }
 }
@@ -95,16 +98,24 @@ pub async fn run<P: Participant>(parts: Parts<P>, stop: CancellationToken) {
     };
     let limit = parts.settings.batch_commands.min(runner.rest.bus.limits().frame_envelopes);
     let mut purge = None;
+    let mut reports = Reports::after(parts.settings.report_after);
     let mut pace = runner.rest.bus.pace();
     loop {
         stop.run_until_cancelled(pace.gather()).await;
         let batch = tokio::select! {
             biased;
-            () = stop.cancelled() => return,
+            () = stop.cancelled() => {
+                runner.rest.publish(reports.take_all()).await;
+                return;
+            }
             next = consumer.next(limit) => match next {
                 Ok(batch) => batch,
                 Err(bus::Closed) => return,
             },
+            () = reports.due() => {
+                runner.rest.publish(reports.take_all()).await;
+                continue;
+            }
             // Nothing waits: a good time to tidy up.
             () = std::future::ready(()), if purge.is_some() => {
                 runner.tidy_up(&mut purge).await;
@@ -112,7 +123,7 @@ pub async fn run<P: Participant>(parts: Parts<P>, stop: CancellationToken) {
             }
         };
         pace.took(batch.deliveries().len(), limit, Instant::now());
-        runner.work_off(batch, &mut purge).await;
+        runner.work_off(batch, &mut purge, &mut reports).await;
     }
 }
 
@@ -135,6 +146,12 @@ struct RunnerParts {
     settings: Settings,
 }
 
+impl RunnerParts {
+    async fn publish(&self, reports: Due) {
+        reports.publish(&self.bus, &self.metrics).await;
+    }
+}
+
 /// A batch, understood: what to ask the database, and what is settled already.
 struct Sorted<I> {
     commands: Vec<Command<I>>,
@@ -147,7 +164,7 @@ struct Sorted<I> {
 }
 
 impl<P: Participant> Runner<P> {
-    async fn work_off(&self, batch: Batch, purge: &mut Option<Purge>) {
+    async fn work_off(&self, batch: Batch, purge: &mut Option<Purge>, reports: &mut Reports) {
         failpoint::hit("participant.received");
         let metrics = &self.rest.metrics;
         metrics.batch(batch.deliveries().len());
@@ -162,7 +179,7 @@ impl<P: Participant> Runner<P> {
         match answers {
             Ok(answers) => {
                 failpoint::hit("participant.committed");
-                self.publish(&mut sorted, &commands, answers, batch.deliveries()).await;
+                self.publish(&mut sorted, &commands, answers, batch.deliveries(), reports).await;
                 failpoint::hit("participant.published");
             }
             Err(error) => self.give_back(&mut sorted, &error, batch.deliveries()),
@@ -320,9 +337,10 @@ impl<P: Participant> Runner<P> {
         commands: &[Command<P::Input>],
         answers: Vec<Answer>,
         deliveries: &[Delivery],
+        reports: &mut Reports,
     ) {
         let RunnerParts { bus, metrics, settings, .. } = &self.rest;
-        let mut frames = Frames::of_batch(deliveries.len(), bus);
+        let mut frames = Frames::without_reports(deliveries.len(), bus);
         let mut pen = Pen::for_messages(2 * answers.len());
         for (((about, place), command), answer) in sorted.questions.drain(..).zip(commands).zip(answers) {
             let delivery = &deliveries[place];
@@ -348,7 +366,10 @@ impl<P: Participant> Runner<P> {
             }
         }
         let Sorted { verdicts, traced, .. } = sorted;
-        let refusals = frames.publish(bus, metrics, traced).await;
+        let now = Instant::now();
+        reports.hold(frames.take_reports(), now);
+        let (refusals, ()) =
+            tokio::join!(frames.publish(bus, metrics, traced), self.rest.publish(reports.take(now)));
         settings.bounds.judge(refusals, deliveries, verdicts);
     }
 

@@ -45,6 +45,7 @@ testdb::on_both! {
     one_purge_goes_on_until_nothing_old_is_left,
     a_command_that_another_consumer_gave_back_is_answered,
     a_saga_that_is_known_here_is_driven_on_and_the_same_again,
+    a_report_waits_and_what_it_reports_goes_on,
     what_no_queue_takes_comes_again_and_is_dropped_in_the_end,
     what_is_too_large_for_the_bus_is_parked_alone;
 }
@@ -69,6 +70,7 @@ const SETTINGS: Settings = Settings {
     },
     park_after_deliveries: PARK_AFTER,
     barrier_retention: Duration::from_secs(60),
+    report_after: Duration::ZERO,
 };
 
 const LIMITS: Limits =
@@ -230,6 +232,10 @@ fn sagas(replies: &[Reply]) -> Vec<u64> {
     let mut sagas: Vec<u64> = replies.iter().map(|reply| reply.carried.token.saga).collect();
     sagas.sort_unstable();
     sagas
+}
+
+fn sagas_of(messages: &[Envelope]) -> Vec<u64> {
+    messages.iter().map(|message| message.id.parts().0).collect()
 }
 
 async fn a_command_is_answered_with_what_it_carried_and_what_was_recorded(at: &TestDb) {
@@ -555,6 +561,29 @@ async fn a_saga_that_is_known_here_is_driven_on_and_the_same_again(at: &TestDb) 
     assert_eq!(stage.bus.depth(REPLIES).await.unwrap().held(), 0);
 }
 
+/// Until its time comes, though nothing else does, or the service stops; the command that the step calls for does not.
+async fn a_report_waits_and_what_it_reports_goes_on(at: &TestDb) {
+    let mut stage = Stage::knowing(at);
+    stage.settings.report_after = Duration::from_millis(1);
+    let runner = stage.run();
+    stage.publish([ask_known(1, b"")]).await;
+    assert_eq!(stage.take(PROGRESS, 1).await[0].id.parts().0, 1);
+    stage.take(NEXT, 1).await;
+    stage.stop.cancel();
+    runner.await.unwrap();
+
+    stage.settings.report_after = Duration::from_secs(60 * 60);
+    stage.stop = CancellationToken::new();
+    let runner = stage.run();
+    stage.publish([ask_known(2, b""), ask_known(3, b"")]).await;
+    assert_eq!(sagas_of(&stage.take(NEXT, 2).await), [2, 3]);
+    stage.quiet().await;
+    assert_eq!(stage.bus.depth(PROGRESS).await.unwrap().held(), 0);
+    stage.stop.cancel();
+    runner.await.unwrap();
+    assert_eq!(sagas_of(&stage.take(PROGRESS, 2).await), [2, 3]);
+}
+
 async fn what_no_queue_takes_comes_again_and_is_dropped_in_the_end(at: &TestDb) {
     let mut stage = Stage::knowing(at);
     stage.settings.bounds.drop_after_deliveries = DROP_AFTER;
@@ -570,7 +599,7 @@ async fn what_no_queue_takes_comes_again_and_is_dropped_in_the_end(at: &TestDb) 
     stage.take(NEXT, 64).await;
     stage.publish([ask_known(2, b""), ask_known(1, b"")]).await;
     let asked = stage.take(NEXT, 2).await;
-    assert_eq!(asked.iter().map(|asked| asked.id.parts().0).collect::<Vec<_>>(), [2, 1]);
+    assert_eq!(sagas_of(&asked), [2, 1]);
     assert_eq!(effects(&stage.db).await.len(), 2);
 }
 

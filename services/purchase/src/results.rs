@@ -11,7 +11,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use bus::{Batch, Bus, Delivery, Verdict};
+use bus::{Batch, Bus, Delivery, EnvelopeId, Verdict};
 use db::Db;
 use foldhash::{HashMap, HashMapExt};
 use saga::{Definition, End, Path, Position};
@@ -36,6 +36,8 @@ const RETRY_DELAY_MIN: Duration = Duration::from_millis(50);
 const RETRY_DELAY_MAX: Duration = Duration::from_secs(5);
 /// After so many deliveries a report is parked that cannot be written for a reason that time does not mend.
 const PARK_AFTER_DELIVERIES: u32 = 10;
+/// Ends that are remembered at least, once there were so many.
+const RECENT_ENDS: usize = 16_384;
 
 /// What the loop works with.
 pub(crate) struct Parts {
@@ -53,6 +55,7 @@ pub(crate) struct Parts {
 pub(crate) async fn run(parts: Parts, stop: CancellationToken) {
     let mut consumer = parts.bus.subscribe(PURCHASE_PROGRESS);
     let mut pace = parts.bus.pace();
+    let mut recent = Recent::default();
     loop {
         stop.run_until_cancelled(pace.gather()).await;
         let batch = tokio::select! {
@@ -64,7 +67,31 @@ pub(crate) async fn run(parts: Parts, stop: CancellationToken) {
             },
         };
         pace.took(batch.deliveries().len(), parts.batch_messages, Instant::now());
-        parts.work_off(batch).await;
+        parts.work_off(batch, &mut recent).await;
+    }
+}
+
+/// The ends that were written here of late, by purchase, each with the number of its replies. Most reports of steps come when their purchase
+/// has ended: they need not be read.
+#[derive(Debug, Default)]
+struct Recent {
+    young: HashMap<u64, usize>,
+    old: HashMap<u64, usize>,
+}
+
+impl Recent {
+    fn remember(&mut self, id: u64, replies: usize) {
+        if self.young.len() == RECENT_ENDS {
+            self.old = std::mem::take(&mut self.young);
+        }
+        self.young.insert(id, replies);
+    }
+
+    /// Whether a report says less than an end that is remembered.
+    fn knows_more(&self, report: EnvelopeId) -> bool {
+        let (id, _) = report.parts();
+        let replies = self.young.get(&id).or_else(|| self.old.get(&id));
+        replies.is_some_and(|replies| drive::is_old_report(report, *replies))
     }
 }
 
@@ -110,17 +137,17 @@ enum Written {
 }
 
 impl Parts {
-    async fn work_off(&self, batch: Batch) {
+    async fn work_off(&self, batch: Batch, recent: &mut Recent) {
         failpoint::hit("purchase.result.received");
         let began = Instant::now();
         self.pubsub.batch(batch.deliveries().len());
         let mut traced = self.spans.handle(batch.deliveries().len());
-        let Sorted { open, ended, mut verdicts } = self.sort(batch.deliveries(), &mut traced);
+        let Sorted { open, ended, mut verdicts } = self.sort(batch.deliveries(), recent, &mut traced);
         let work = async {
             // An error means that the service is stopping: then nobody watches.
             let _ = self.live.progressed(open).await;
             if !ended.is_empty() {
-                self.end(ended, batch.deliveries(), &mut verdicts).await;
+                self.end(ended, batch.deliveries(), &mut verdicts, recent).await;
             }
         };
         within(traced.current(), work).await;
@@ -135,10 +162,13 @@ impl Parts {
         }
     }
 
-    fn sort(&self, deliveries: &[Delivery], traced: &mut Handling) -> Sorted {
+    fn sort(&self, deliveries: &[Delivery], recent: &Recent, traced: &mut Handling) -> Sorted {
         let mut sorted = Sorted { verdicts: vec![Verdict::Ack; deliveries.len()], ..Sorted::default() };
         let mut seen: HashMap<u64, usize> = HashMap::new();
         for (place, delivery) in deliveries.iter().enumerate() {
+            if recent.knows_more(delivery.envelope.id) {
+                continue;
+            }
             match self.understand(place, delivery, |about| {
                 traced.add(place, about.trace(), Cause::Message(delivery.envelope.id.number()));
             }) {
@@ -188,13 +218,22 @@ impl Parts {
 
     /// Writes the ends of sagas in one transaction, then announces them. When that fails for a reason that trying again
     /// cannot mend, each alone, so that the one at fault holds up no other.
-    async fn end(&self, ended: Vec<Reported>, deliveries: &[Delivery], verdicts: &mut [Verdict]) {
+    async fn end(
+        &self,
+        ended: Vec<Reported>,
+        deliveries: &[Delivery],
+        verdicts: &mut [Verdict],
+        recent: &mut Recent,
+    ) {
         let finishes: Arc<Vec<Finish>> = Arc::new(ended.iter().map(finish).collect());
         match self.write(Arc::clone(&finishes)).await {
             Ok(written) => {
                 failpoint::hit("purchase.result.committed");
                 let mut news = Vec::with_capacity(ended.len());
                 for ((reported, finish), written) in ended.into_iter().zip(finishes.iter()).zip(written) {
+                    if let Written::Finished { .. } = written {
+                        recent.remember(reported.id, reported.path.len());
+                    }
                     news.extend(self.announce(reported, finish, written, verdicts));
                 }
                 // An error means that the service is stopping: then nobody watches.
@@ -203,7 +242,7 @@ impl Parts {
             Err(error) if !error.is_transient() && ended.len() > 1 => {
                 tracing::error!(%error, sagas = ended.len(), "ends were not written; trying each alone");
                 for reported in ended {
-                    Box::pin(self.end(vec![reported], deliveries, verdicts)).await;
+                    Box::pin(self.end(vec![reported], deliveries, verdicts, recent)).await;
                 }
             }
             Err(error) => {
@@ -294,4 +333,50 @@ fn write(tx: &mut db::Tx<'_>, finishes: &[Finish]) -> Result<Vec<Written>, db::E
         }
     });
     Ok(written.collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use drive::Book;
+    use saga::{Mode, Outcome, Phase, StepIndex, Token};
+    use wire::messages::{Pen, Recorded};
+
+    const COMMANDS: bus::Subject = bus::Subject("test.commands");
+
+    /// The id of the report of the first of two steps.
+    fn report_of(saga: u64) -> EnvelopeId {
+        let definition = Definition::new("two", 1).compensatable(()).compensatable(()).build();
+        let book = Book::new().with(definition, |()| COMMANDS, PURCHASE_PROGRESS);
+        let recorded = Recorded { outcome: Outcome::Done(Vec::new()), at: 5 }.encode();
+        let answered = drive::Answered { step: StepIndex(0), phase: Phase::Action, recorded: &recorded };
+        let token = Token { saga, mode: Mode::Execute, path: Path::new() };
+        let about = About::new("two", 1, 5, b"", b"");
+        let messages = book.answered(&token, &about, answered, &mut Pen::for_messages(2));
+        messages.unwrap().unwrap().report.unwrap().envelope.id
+    }
+
+    #[test]
+    fn a_report_that_comes_behind_the_end_is_known_by_its_id() {
+        let mut recent = Recent::default();
+        let report = report_of(7);
+        assert!(!recent.knows_more(report));
+        recent.remember(8, 2);
+        assert!(!recent.knows_more(report), "another purchase has ended");
+        recent.remember(7, 1);
+        assert!(!recent.knows_more(report), "it may be the end itself, and say something else");
+        recent.remember(7, 2);
+        assert!(recent.knows_more(report));
+    }
+
+    #[test]
+    fn what_is_remembered_is_bounded() {
+        let mut recent = Recent::default();
+        for id in 0..3 * RECENT_ENDS as u64 {
+            recent.remember(id, 2);
+        }
+        assert_eq!(recent.young.len() + recent.old.len(), 2 * RECENT_ENDS);
+        let known = |id| recent.knows_more(report_of(id));
+        assert!(known(RECENT_ENDS as u64) && !known(0));
+    }
 }

@@ -98,6 +98,11 @@ impl Handling {
         }
     }
 
+    /// Whether the one at this place is recorded.
+    pub fn records(&self, place: usize) -> bool {
+        self.find(place).is_some()
+    }
+
     fn find(&self, place: usize) -> Option<usize> {
         // Nearly always empty, and otherwise nearly always the last.
         match self.each.last()?.place == place {
