@@ -64,6 +64,22 @@ pub(crate) const MUTANTS: &[Mutant] = &[
         why: "a command that comes again has its effect a second time, and nothing says so",
     },
     Mutant {
+        name: "a-report-that-waits-is-never-sent",
+        file: "crates/drive/src/reports.rs",
+        find: "            Some(due) => sleep_until(due).await,",
+        replace: "            Some(due) if due.elapsed().as_secs() > 3600 => sleep_until(due).await,\n            Some(_) => pending().await,",
+        test: &["test", "--package", "participant", "--test", "runner"],
+        why: "the last purchase before a pause that is held up tells nobody how far it is",
+    },
+    Mutant {
+        name: "an-end-passes-for-an-old-report",
+        file: "crates/drive/src/plan.rs",
+        find: "(tag as u8) < replies_in_id(replies)",
+        replace: "(tag as u8) <= replies_in_id(replies)",
+        test: &["test", "--package", "drive"],
+        why: "a saga that ends in two ways is not noticed any more",
+    },
+    Mutant {
         name: "any-error-is-a-business-failure",
         file: "crates/participant/src/batch.rs",
         find: "let outcomes = self.participant.act(self.tx, &work, self.changes)?;",

@@ -166,26 +166,30 @@ mod tests {
                 thread::yield_now();
             }
         };
-        let (told, tell) = (std::sync::mpsc::channel(), 0..3);
-        thread::scope(|scope| {
-            for number in tell {
-                let (queue, told) = (&queue, told.0.clone());
+        let (tell, told) = std::sync::mpsc::channel();
+        let woken: Vec<usize> = thread::scope(|scope| {
+            for number in 0..3 {
+                let (queue, tell) = (&queue, tell.clone());
                 scope.spawn(move || {
                     let mut taken = VecDeque::new();
                     while queue.take(1, &mut taken) {
                         taken.clear();
-                        told.send(number).unwrap();
+                        tell.send(number).unwrap();
                     }
                 });
                 asleep(number + 1);
             }
-            for _ in 0..10 {
+            let one = |()| {
                 assert_eq!(queue.push(()), Ok(()));
-                assert_eq!(told.1.recv(), Ok(2));
+                let woken = told.recv().unwrap();
                 asleep(3);
-            }
+                woken
+            };
+            let woken = std::iter::repeat_n((), 10).map(one).collect();
             queue.close();
+            woken
         });
+        assert_eq!(woken, [2; 10]);
     }
 
     #[test]
