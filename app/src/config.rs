@@ -193,8 +193,9 @@ pub(crate) struct Purchase {
 pub(crate) struct Saga {
     /// Messages that the orchestrator and the participants handle together.
     pub batch: usize,
-    /// How long a step that is done waits before the purchase's event streams hear of it, unless the purchase ends before: then they hear of
-    /// all its steps at once, as they do of nearly every purchase. 0: at once, which costs two messages a purchase.
+    /// How long a step that is done waits at least, and half of the longest wait, before the purchase's event streams hear of it. If the
+    /// purchase has ended by then, they hear of all its steps at once, with its end. 0: at once, which costs a message for each step of a
+    /// lone purchase.
     pub report_after_ms: u64,
 }
 

@@ -625,6 +625,8 @@ fn participant_settings(settings: &Settings) -> participant::Settings {
     participant::Settings {
         bounds: BOUNDS,
         barrier_retention: settings.barrier_retention,
+        // What waits in a participant, nobody here could wait for.
+        report_after: Duration::ZERO,
         ..participant::Settings::default()
     }
 }

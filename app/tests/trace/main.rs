@@ -101,7 +101,10 @@ fn succeeded(from: &[&'static str]) -> Vec<Vec<&'static str>> {
     vec![
         [from, &["purchase/accept", "purchase/write purchase"]].concat(),
         through(from, &[], &["product/write product"]),
+        // Reports of steps wait, but not those of a recorded purchase.
+        through(from, &[], &["product/publish saga.purchase.progress"]),
         through(from, &[&ORDER], &["order/write order"]),
+        through(from, &[&ORDER], &["order/publish saga.purchase.progress"]),
         through(from, &[&ORDER, &PAY], &["payment/write payment"]),
         through(from, &[&ORDER, &PAY, &REPORT_SUCCESS], &["purchase/write purchase"]),
     ]

@@ -96,7 +96,8 @@ impl<T> Queue<T> {
             let id = me.id();
             state.sleepers.push(me);
             drop(state);
-            // Woken between the two, it does not fall asleep.
+            // Woken between the two, it does not fall asleep. Woken as its time is over, it does not the next time that it parks, wherever that
+            // is: so nothing may depend on how long a park lasts.
             match left {
                 Some(left) => thread::park_timeout(left),
                 None => thread::park(),

@@ -1,5 +1,5 @@
-//! Drives sagas from message to message: asks the engine what a message or a recorded reply calls for ([`Book`]), and publishes
-//! all of it ([`Frames`]), what is worth less than its message a little later ([`Reports`]).
+//! Drives sagas from message to message: asks the engine what a message or a recorded reply calls for ([`Book`]), publishes
+//! all of it ([`Frames`]), and holds back for a moment what may be lost ([`Reports`]).
 //!
 //! Whoever has what a saga needs to go on may drive it, because everything is in the message: the service that starts it, the
 //! participant that has just recorded a reply, or an orchestrator that is told of either, which costs a message and its handling

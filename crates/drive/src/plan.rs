@@ -179,17 +179,21 @@ fn unknown(about: &About) -> Refused {
 
 /// What the id of a report says of it beside its saga.
 const REPORT: u64 = 2;
+/// Set in the id of a report whose saga goes on.
+const OPEN_BIT: u32 = 16;
 
 /// How many replies a path has, as far as an id can tell.
 fn replies_in_id(replies: usize) -> u8 {
     u8::try_from(replies).unwrap_or(u8::MAX)
 }
 
-/// Whether a report is of a time at which its saga had fewer replies than this: whoever has heard of so many has heard all that it says,
-/// for a saga has one path. Its id is enough to tell, so it need not be read. False where that does not tell.
+/// Whether a report is of a saga that goes on, and of a time at which it had fewer replies than this: whoever has heard of so many has heard
+/// all that it says, for a saga has one path. Its id is enough to tell, so it need not be read. False for the report of an end, which may be
+/// another end than the one that was heard of, and where the id does not tell.
 pub fn is_old_report(id: EnvelopeId, replies: usize) -> bool {
     let (_, tag) = id.parts();
-    tag >> 40 == REPORT && (tag as u8) < replies_in_id(replies)
+    let goes_on = tag >> OPEN_BIT & 1 == 1;
+    tag >> 40 == REPORT && goes_on && (tag as u8) < replies_in_id(replies)
 }
 
 /// Effects as messages. Each carries the saga as it now stands; its id is a function of what it says.
@@ -205,8 +209,10 @@ fn messages<S: Copy>(
     let place = u64::from(replies_in_id(token.path.len())) | (token.mode as u64) << 8;
     let report = tell.map(|standing| {
         let body = pen.progress(&token, &about);
-        let envelope = Envelope { id: EnvelopeId::of(saga, REPORT << 40 | place), body };
-        Outgoing { subject: progress, envelope, may_be_lost: standing == Standing::Open }
+        let open = standing == Standing::Open;
+        let tag = REPORT << 40 | u64::from(open) << OPEN_BIT | place;
+        let envelope = Envelope { id: EnvelopeId::of(saga, tag), body };
+        Outgoing { subject: progress, envelope, may_be_lost: open }
     });
     let command = ask.map(|ask| {
         let tag = 3 << 40 | u64::from(ask.index.0) << 32 | (ask.phase as u64) << 16 | place;
@@ -273,8 +279,9 @@ mod tests {
             let Envelope { id, body } = recorded.report.unwrap().envelope;
             let report = wire::messages::Progress::decode(body).unwrap();
             assert_eq!(report.carried.token.path.len(), token.path.len() + 1);
-            let heard = |replies| is_old_report(id, replies);
-            assert_eq!((heard(token.path.len() + 1), heard(token.path.len() + 2)), (false, true));
+            let goes_on = recorded.command.is_some();
+            let is_old = |replies| is_old_report(id, replies);
+            assert_eq!((is_old(token.path.len() + 1), is_old(token.path.len() + 2)), (false, goes_on));
             let command = recorded.command.map(|command| command.envelope.id);
             assert!(!command.is_some_and(|id| is_old_report(id, 9)), "a command is none");
             token = report.carried.token;

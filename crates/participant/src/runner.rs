@@ -33,7 +33,7 @@ pub struct Settings {
     /// Barrier rows are kept at least this long after they were recorded, whatever else is known: longer than any message
     /// stays under way.
     pub barrier_retention: Duration,
-    /// How long the report of a step waits before it goes to who started the saga, if the saga goes on: most have ended by then.
+    /// How long the report of a step waits at least before it goes to who started the saga, if the saga goes on ([`drive::Reports`]).
     pub report_after: Duration,
 }
 
@@ -53,6 +53,9 @@ impl Default for Settings {
 /// After a command that was answered before, the barrier is read for so many batches before they are handled: where one was sent again (a
 /// reconciler, a bus that was lost), more are.
 const WARY_BATCHES: u32 = 64;
+
+/// How long a stop waits for the bus to take the reports that are held back. They may be lost.
+const LAST_REPORTS: Duration = Duration::from_millis(200);
 
 /// What a participant's loop works with.
 pub struct Parts<P> {
@@ -105,7 +108,8 @@ pub async fn run<P: Participant>(parts: Parts<P>, stop: CancellationToken) {
         let batch = tokio::select! {
             biased;
             () = stop.cancelled() => {
-                runner.rest.publish(reports.take_all()).await;
+                // Nobody waits for them for long.
+                let _ = tokio::time::timeout(LAST_REPORTS, runner.rest.publish(reports.take_all())).await;
                 return;
             }
             next = consumer.next(limit) => match next {
@@ -113,7 +117,7 @@ pub async fn run<P: Participant>(parts: Parts<P>, stop: CancellationToken) {
                 Err(bus::Closed) => return,
             },
             () = reports.due() => {
-                runner.rest.publish(reports.take_all()).await;
+                runner.rest.publish(reports.take(Instant::now())).await;
                 continue;
             }
             // Nothing waits: a good time to tidy up.

@@ -71,8 +71,8 @@ pub(crate) async fn run(parts: Parts, stop: CancellationToken) {
     }
 }
 
-/// The ends that were written here of late, by purchase, each with the number of its replies. Most reports of steps come when their purchase
-/// has ended: they need not be read.
+/// The ends that this replica has written or found written of late, by purchase, each with the number of its replies. Most reports of steps come
+/// when their purchase has ended: then they need not be read.
 #[derive(Debug, Default)]
 struct Recent {
     young: HashMap<u64, usize>,
@@ -231,7 +231,7 @@ impl Parts {
                 failpoint::hit("purchase.result.committed");
                 let mut news = Vec::with_capacity(ended.len());
                 for ((reported, finish), written) in ended.into_iter().zip(finishes.iter()).zip(written) {
-                    if let Written::Finished { .. } = written {
+                    if let Written::Finished { .. } | Written::Before = written {
                         recent.remember(reported.id, reported.path.len());
                     }
                     news.extend(self.announce(reported, finish, written, verdicts));
@@ -339,16 +339,25 @@ fn write(tx: &mut db::Tx<'_>, finishes: &[Finish]) -> Result<Vec<Written>, db::E
 mod tests {
     use super::*;
     use drive::Book;
-    use saga::{Mode, Outcome, Phase, StepIndex, Token};
+    use saga::{Mode, Outcome, Phase, Reason, StepIndex, Token};
     use wire::messages::{Pen, Recorded};
 
     const COMMANDS: bus::Subject = bus::Subject("test.commands");
 
-    /// The id of the report of the first of two steps.
+    /// The id of the report that the first of two steps is done.
     fn report_of(saga: u64) -> EnvelopeId {
+        report(saga, Outcome::Done(Vec::new()))
+    }
+
+    /// The id of the report that it was refused, which is the end.
+    fn end_of(saga: u64) -> EnvelopeId {
+        report(saga, Outcome::Rejected(Reason::Refused("no".to_owned())))
+    }
+
+    fn report(saga: u64, outcome: Outcome) -> EnvelopeId {
         let definition = Definition::new("two", 1).compensatable(()).compensatable(()).build();
         let book = Book::new().with(definition, |()| COMMANDS, PURCHASE_PROGRESS);
-        let recorded = Recorded { outcome: Outcome::Done(Vec::new()), at: 5 }.encode();
+        let recorded = Recorded { outcome, at: 5 }.encode();
         let answered = drive::Answered { step: StepIndex(0), phase: Phase::Action, recorded: &recorded };
         let token = Token { saga, mode: Mode::Execute, path: Path::new() };
         let about = About::new("two", 1, 5, b"", b"");
@@ -367,6 +376,13 @@ mod tests {
         assert!(!recent.knows_more(report), "it may be the end itself, and say something else");
         recent.remember(7, 2);
         assert!(recent.knows_more(report));
+    }
+
+    #[test]
+    fn another_end_is_read_however_short_its_path_is() {
+        let mut recent = Recent::default();
+        recent.remember(7, 5);
+        assert!(recent.knows_more(report_of(7)) && !recent.knows_more(end_of(7)));
     }
 
     #[test]
