@@ -231,7 +231,7 @@ const MAX_AMOUNT: i64 = (1 << 53) - 1;
 const FRAME_ENVELOPES: i64 = 1024;
 
 /// The most messages of one saga that wait in one queue, unless it is replayed: the reports of its four steps forward
-/// and back that are not the last.
+/// and back that are not the last. What comes behind a saga's end beside that is bounded where it waits, and worth nothing.
 const ENVELOPES_PER_SAGA: usize = 4;
 
 /// The shortest admin token, in characters.

@@ -107,8 +107,8 @@ impl Frames {
         Frames { frames: Vec::new(), set_aside: None, batch, limit_bytes: bus.limits().body_bytes }
     }
 
-    /// The same, but what may be lost is set aside for [`Reports::hold`], unless its saga is recorded: then the spans of the two who hand
-    /// it over belong together.
+    /// The same, but what may be lost is set aside for [`crate::Reports::hold`], unless its saga is recorded: what tells of a step belongs to
+    /// its trace.
     pub fn without_reports(batch: usize, bus: &Bus) -> Frames {
         Frames { set_aside: Some(Vec::new()), ..Frames::of_batch(batch, bus) }
     }

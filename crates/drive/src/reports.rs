@@ -17,7 +17,7 @@ use tokio::time::{Instant, sleep_until};
 
 use crate::Outgoing;
 
-/// Reports that wait at most, and their bytes. What goes beyond sends all of them.
+/// Reports that wait at most, and the bytes of their bodies. What goes beyond sends all of them.
 const MAX_WAITING: usize = 8_192;
 const MAX_WAITING_BYTES: usize = 8 * 1024 * 1024;
 
@@ -25,9 +25,9 @@ const MAX_WAITING_BYTES: usize = 8 * 1024 * 1024;
 #[derive(Debug)]
 pub struct Reports {
     wait: Duration,
-    /// Those that have not waited for long enough when the next are due.
+    /// Those that will not have waited for long enough by then.
     young: Vec<Outgoing>,
-    /// Those that have.
+    /// Those that will.
     old: Vec<Outgoing>,
     bytes: usize,
     /// When the old ones go, and the young ones become old; only while there are some.
@@ -53,9 +53,11 @@ impl Reports {
             self.old.append(&mut self.young);
             self.old.append(&mut reports);
             self.due = Some(now);
+        } else if self.due.is_none() {
+            self.old.append(&mut reports);
+            self.due = Some(now + self.wait);
         } else {
             self.young.append(&mut reports);
-            self.due.get_or_insert(now + self.wait);
         }
     }
 
@@ -144,9 +146,9 @@ mod tests {
         held.hold(reports(1..3, 1), now);
         held.hold(reports(3..4, 1), now + WAIT / 2);
         assert!(taken(held.take(now + WAIT / 2)).is_empty());
-        assert!(taken(held.take(now + WAIT)).is_empty());
+        assert_eq!(taken(held.take(now + WAIT)), [1, 2]);
         held.hold(reports(4..5, 1), now + WAIT);
-        assert_eq!(taken(held.take(now + WAIT * 2)), [1, 2, 3]);
+        assert_eq!(taken(held.take(now + WAIT * 2)), [3]);
         assert_eq!(taken(held.take(now + WAIT * 3)), [4]);
         assert!(held.due.is_none() && held.bytes == 0);
         held.hold(reports(5..7, 1), now + WAIT * 9);
@@ -159,10 +161,12 @@ mod tests {
         let now = Instant::now();
         for (most, bytes) in [(MAX_WAITING, 1), (8, MAX_WAITING_BYTES / 8)] {
             let mut held = Reports::after(WAIT);
-            held.hold(reports(0..most as u64, bytes), now);
-            assert!(taken(held.take(now)).is_empty());
             held.hold(reports(0..1, bytes), now);
-            assert_eq!(taken(held.take(now)).len(), most + 1);
+            held.hold(reports(1..most as u64, bytes), now);
+            assert_eq!(taken(held.take(now + WAIT)), [0]);
+            assert!(taken(held.take(now + WAIT)).is_empty());
+            held.hold(reports(0..2, bytes), now + WAIT);
+            assert_eq!(taken(held.take(now + WAIT)).len(), most + 1);
         }
         let mut at_once = Reports::after(Duration::ZERO);
         at_once.hold(reports(0..1, 1), now);
