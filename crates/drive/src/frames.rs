@@ -68,17 +68,17 @@ pub struct Frames {
 }
 
 /// A frame in the making, and what called for it that must not be lost.
-struct Frame {
-    subject: Subject,
-    envelopes: Vec<Envelope>,
-    causes: Vec<usize>,
+pub(crate) struct Frame {
+    pub(crate) subject: Subject,
+    pub(crate) envelopes: Vec<Envelope>,
+    pub(crate) causes: Vec<usize>,
 }
 
 /// What became of a frame.
-struct Published {
+pub(crate) struct Published {
     subject: Subject,
-    messages: usize,
-    refusal: Option<Refusal>,
+    pub(crate) messages: usize,
+    pub(crate) refusal: Option<Refusal>,
 }
 
 /// A frame that the bus refused.
@@ -173,7 +173,7 @@ impl Frames {
 }
 
 impl Frame {
-    async fn publish(self, bus: &Bus, metrics: &PubsubMetrics) -> Published {
+    pub(crate) async fn publish(self, bus: &Bus, metrics: &PubsubMetrics) -> Published {
         let Frame { subject, envelopes, causes } = self;
         let (began, messages) = (Instant::now(), envelopes.len());
         let published = bus.publish(subject, envelopes).await;

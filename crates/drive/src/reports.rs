@@ -10,12 +10,13 @@ use std::future::pending;
 use std::mem;
 use std::time::Duration;
 
-use bus::{Bus, Envelope, Subject};
+use bus::Bus;
 use futures_util::future::join_all;
 use telemetry::metrics::PubsubMetrics;
 use tokio::time::{Instant, sleep_until};
 
-use crate::Outgoing;
+use crate::frames::{Frame, Published};
+use crate::{Outgoing, Refusal};
 
 /// Reports that wait at most, and the bytes of their bodies. What goes beyond sends all of them.
 const MAX_WAITING: usize = 8_192;
@@ -99,28 +100,25 @@ impl Due {
     /// Publishes them. What the bus refuses is lost.
     pub async fn publish(self, bus: &Bus, metrics: &PubsubMetrics) {
         let limit = bus.limits().frame_envelopes;
-        let mut frames: Vec<(Subject, Vec<Envelope>)> = Vec::new();
+        let mut frames: Vec<Frame> = Vec::new();
         for Outgoing { subject, envelope, .. } in self.0 {
-            match frames.iter_mut().find(|(to, frame)| *to == subject && frame.len() < limit) {
-                Some((_, frame)) => frame.push(envelope),
-                None => frames.push((subject, vec![envelope])),
+            match frames.iter_mut().find(|frame| frame.subject == subject && frame.envelopes.len() < limit) {
+                Some(frame) => frame.envelopes.push(envelope),
+                None => frames.push(Frame { subject, envelopes: vec![envelope], causes: Vec::new() }),
             }
         }
-        let publishing = frames.into_iter().map(|(subject, frame)| async move {
-            let (began, reports) = (Instant::now(), frame.len());
-            let published = bus.publish(subject, frame).await;
-            metrics.published(began.elapsed(), published.is_ok());
-            if let Err(refused) = published {
-                tracing::debug!(%refused, reports, "reports of sagas under way were refused");
+        let publishing = frames.into_iter().map(|frame| frame.publish(bus, metrics));
+        for Published { messages, refusal, .. } in join_all(publishing).await {
+            if let Some(Refusal { error, .. }) = refusal {
+                tracing::debug!(refused = %error, messages, "reports of sagas under way were refused");
             }
-        });
-        join_all(publishing).await;
+        }
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use bus::EnvelopeId;
+    use bus::{Envelope, EnvelopeId, Subject};
     use bytes::Bytes;
 
     use super::*;

@@ -7,7 +7,7 @@ use std::time::Duration;
 use bus::{Batch, Bus, Delivery, Envelope, EnvelopeId, Subject, Verdict};
 use bytes::Bytes;
 use db::Db;
-use drive::{Answered, Book, Bounds, Due, Frames, Messages, Outgoing, Reports};
+use drive::{Answered, Book, Bounds, Frames, Messages, Outgoing, Reports};
 use saga::Phase;
 use telemetry::Spans;
 use telemetry::metrics::PubsubMetrics;
@@ -100,6 +100,7 @@ pub async fn run<P: Participant>(parts: Parts<P>, stop: CancellationToken) {
         },
     };
     let limit = parts.settings.batch_commands.min(runner.rest.bus.limits().frame_envelopes);
+    let RunnerParts { bus, metrics, .. } = &runner.rest;
     let mut purge = None;
     let mut reports = Reports::after(parts.settings.report_after);
     let mut pace = runner.rest.bus.pace();
@@ -109,7 +110,7 @@ pub async fn run<P: Participant>(parts: Parts<P>, stop: CancellationToken) {
             biased;
             () = stop.cancelled() => {
                 // Nobody waits for them for long.
-                let _ = tokio::time::timeout(LAST_REPORTS, runner.rest.publish(reports.take_all())).await;
+                let _ = tokio::time::timeout(LAST_REPORTS, reports.take_all().publish(bus, metrics)).await;
                 return;
             }
             next = consumer.next(limit) => match next {
@@ -117,7 +118,7 @@ pub async fn run<P: Participant>(parts: Parts<P>, stop: CancellationToken) {
                 Err(bus::Closed) => return,
             },
             () = reports.due() => {
-                runner.rest.publish(reports.take(Instant::now())).await;
+                reports.take(Instant::now()).publish(bus, metrics).await;
                 continue;
             }
             // Nothing waits: a good time to tidy up.
@@ -148,12 +149,6 @@ struct RunnerParts {
     metrics: PubsubMetrics,
     spans: Spans,
     settings: Settings,
-}
-
-impl RunnerParts {
-    async fn publish(&self, reports: Due) {
-        reports.publish(&self.bus, &self.metrics).await;
-    }
 }
 
 /// A batch, understood: what to ask the database, and what is settled already.
@@ -373,7 +368,7 @@ impl<P: Participant> Runner<P> {
         let now = Instant::now();
         reports.hold(frames.take_reports(), now);
         let (refusals, ()) =
-            tokio::join!(frames.publish(bus, metrics, traced), self.rest.publish(reports.take(now)));
+            tokio::join!(frames.publish(bus, metrics, traced), reports.take(now).publish(bus, metrics));
         settings.bounds.judge(refusals, deliveries, verdicts);
     }
 

@@ -55,7 +55,7 @@ pub(crate) struct Parts {
 pub(crate) async fn run(parts: Parts, stop: CancellationToken) {
     let mut consumer = parts.bus.subscribe(PURCHASE_PROGRESS);
     let mut pace = parts.bus.pace();
-    let mut recent = Recent::default();
+    let mut recent = RecentEnds::default();
     loop {
         stop.run_until_cancelled(pace.gather()).await;
         let batch = tokio::select! {
@@ -74,12 +74,12 @@ pub(crate) async fn run(parts: Parts, stop: CancellationToken) {
 /// The ends that this replica has written or found written of late, by purchase, each with the number of its replies. Most reports of steps come
 /// when their purchase has ended: then they need not be read.
 #[derive(Debug, Default)]
-struct Recent {
+struct RecentEnds {
     young: HashMap<u64, usize>,
     old: HashMap<u64, usize>,
 }
 
-impl Recent {
+impl RecentEnds {
     fn remember(&mut self, id: u64, replies: usize) {
         if self.young.len() == RECENT_ENDS {
             self.old = std::mem::take(&mut self.young);
@@ -137,7 +137,7 @@ enum Written {
 }
 
 impl Parts {
-    async fn work_off(&self, batch: Batch, recent: &mut Recent) {
+    async fn work_off(&self, batch: Batch, recent: &mut RecentEnds) {
         failpoint::hit("purchase.result.received");
         let began = Instant::now();
         self.pubsub.batch(batch.deliveries().len());
@@ -162,7 +162,7 @@ impl Parts {
         }
     }
 
-    fn sort(&self, deliveries: &[Delivery], recent: &Recent, traced: &mut Handling) -> Sorted {
+    fn sort(&self, deliveries: &[Delivery], recent: &RecentEnds, traced: &mut Handling) -> Sorted {
         let mut sorted = Sorted { verdicts: vec![Verdict::Ack; deliveries.len()], ..Sorted::default() };
         let mut seen: HashMap<u64, usize> = HashMap::new();
         for (place, delivery) in deliveries.iter().enumerate() {
@@ -223,7 +223,7 @@ impl Parts {
         ended: Vec<Reported>,
         deliveries: &[Delivery],
         verdicts: &mut [Verdict],
-        recent: &mut Recent,
+        recent: &mut RecentEnds,
     ) {
         let finishes: Arc<Vec<Finish>> = Arc::new(ended.iter().map(finish).collect());
         match self.write(Arc::clone(&finishes)).await {
@@ -367,7 +367,7 @@ mod tests {
 
     #[test]
     fn a_report_that_comes_behind_the_end_is_known_by_its_id() {
-        let mut recent = Recent::default();
+        let mut recent = RecentEnds::default();
         let report = report_of(7);
         assert!(!recent.knows_more(report));
         recent.remember(8, 2);
@@ -380,14 +380,14 @@ mod tests {
 
     #[test]
     fn another_end_is_read_however_short_its_path_is() {
-        let mut recent = Recent::default();
+        let mut recent = RecentEnds::default();
         recent.remember(7, 5);
         assert!(recent.knows_more(report_of(7)) && !recent.knows_more(end_of(7)));
     }
 
     #[test]
     fn what_is_remembered_is_bounded() {
-        let mut recent = Recent::default();
+        let mut recent = RecentEnds::default();
         for id in 0..3 * RECENT_ENDS as u64 {
             recent.remember(id, 2);
         }
