@@ -454,6 +454,14 @@ pub(crate) const MUTANTS: &[Mutant] = &[
         why: "a few hundred clients that do not read what they have missed take all memory",
     },
     Mutant {
+        name: "a-service-goes-by-its-own-clock",
+        file: "app/src/assemble/services.rs",
+        find: "        if !db.is_shared() {\n            return Ok(self.clock.clone());",
+        replace: "        if !task.is_empty() {\n            return Ok(self.clock.clone());",
+        test: &["test", "--package", "sagaline", "--test", "chaos", "clocks"],
+        why: "one replica whose clock is ahead cancels what all others have just accepted, and keeps them from creating products",
+    },
+    Mutant {
         name: "deadlock-is-no-reason-to-run-again",
         file: "crates/db/src/mysql/fault.rs",
         find: "1020 | 1205 | 1213 | 1875 | 3572 => Fault::Conflict",

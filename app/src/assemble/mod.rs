@@ -69,6 +69,9 @@ pub(crate) enum Error {
     /// Spans cannot be sent there.
     #[error("trace.endpoint: {0}")]
     Trace(#[from] InvalidEndpoint),
+    /// A database does not tell the time of its server.
+    #[error("the time of a database's server: {0}")]
+    Time(#[from] db::Error),
     /// The account service did not start.
     #[error(transparent)]
     Account(#[from] account::StartError),
@@ -143,9 +146,10 @@ pub(crate) async fn up(config: &Config) -> Result<Running, Error> {
     let db = engines.database(Service::Product, product::MIGRATIONS, &common.workers).await?;
     let product = services::product(common, db, bus.clone(), config.demo_data).await?;
     let db = engines.database(Service::Order, order::MIGRATIONS, &common.workers).await?;
-    let order = services::order(common, db, bus.clone(), account.verifier.clone(), product.get_products);
+    let (verifier, products) = (account.verifier.clone(), product.get_products);
+    let order = services::order(common, db, bus.clone(), verifier, products).await?;
     let db = engines.database(Service::Payment, payment::MIGRATIONS, &common.workers).await?;
-    let payment = services::payment(common, db, bus.clone(), account.verifier.clone());
+    let payment = services::payment(common, db, bus.clone(), account.verifier.clone()).await?;
     let db = engines.database(Service::Purchase, purchase::MIGRATIONS, &common.workers).await?;
     let (verifier, products) = (account.verifier, product.check_products);
     let purchase = services::purchase(common, db, bus.clone(), verifier, products).await?;
@@ -189,12 +193,14 @@ pub(crate) async fn run(config: &Config, service: Service, hold: Hold) -> Result
                 peers::verifier(common, &start.progress).await,
                 peers::get_products(common),
             )
+            .await?
         }
         Service::Payment => {
             let bus = engines.bus(Some(PAYMENT_COMMANDS), &common.workers).await?;
             let db = engines.database(service, payment::MIGRATIONS, &common.workers).await?;
             operator = operator::bus_routes(bus.clone());
-            services::payment(common, db, bus, peers::verifier(common, &start.progress).await)
+            let verifier = peers::verifier(common, &start.progress).await;
+            services::payment(common, db, bus, verifier).await?
         }
         Service::Purchase => {
             let bus = engines.bus(Some(PURCHASE_PROGRESS), &common.workers).await?;

@@ -8,7 +8,7 @@ use std::time::Duration;
 use axum::Router;
 use bus::Bus;
 use cache::Redis;
-use db::Db;
+use db::{Db, ServerClock};
 use drive::Book;
 use product::ProductCache;
 use serve::auth::{Realm, Verifier};
@@ -31,7 +31,7 @@ pub(super) struct Common<'c> {
     pub config: &'c Config,
     /// What the process is.
     pub role: Role,
-    /// The time.
+    /// The time of this machine.
     pub clock: Clock,
     /// Secrets and trace ids.
     pub random: Random,
@@ -61,6 +61,20 @@ impl Common<'_> {
         measured(router, HttpMetrics::new(&self.registry, app), spans.clone())
     }
 
+    /// The time by which a service goes: that of its database's server, so that all its replicas go by one, or this machine's where
+    /// nobody else works on the database. `task` is the name of what keeps up with the server.
+    async fn clock_of(&self, db: &Db, task: &'static str) -> Result<Clock, Error> {
+        if !db.is_shared() {
+            return Ok(self.clock.clone());
+        }
+        let server = ServerClock::read(db.clone(), &self.clock).await?;
+        let (clock, stop) = (server.clock(), self.workers.stop.clone());
+        self.workers.spawn(task, async move {
+            let _ = stop.run_until_cancelled(server.keep()).await;
+        });
+        Ok(clock)
+    }
+
     fn participant(&self) -> participant::Settings {
         participant::Settings {
             batch_commands: self.config.saga.batch,
@@ -87,9 +101,9 @@ pub(super) struct Account {
 /// Starts the account service.
 pub(super) async fn account(common: &Common<'_>, db: Db) -> Result<Account, Error> {
     let account = account::start(account::Parts {
+        clock: common.clock_of(&db, "account clock").await?,
         db,
         redis: common.redis.clone(),
-        clock: common.clock.clone(),
         random: common.random.clone(),
         registry: common.registry.clone(),
         key_dir: common.config.key_dir(),
@@ -121,11 +135,11 @@ pub(super) struct Product {
 pub(super) async fn product(common: &Common<'_>, db: Db, bus: Bus, seed: bool) -> Result<Product, Error> {
     let spans = common.spans(Service::Product);
     let product = product::start(product::Parts {
+        clock: common.clock_of(&db, "product clock").await?,
         db,
         cache: ProductCache::new(),
         redis: common.redis.clone(),
         bus,
-        clock: common.clock.clone(),
         write: catalog_write(common),
         book: book(),
         metrics: common.pubsub("product"),
@@ -143,22 +157,23 @@ pub(super) async fn product(common: &Common<'_>, db: Db, bus: Bus, seed: bool) -
 }
 
 /// Starts the order service; gives its routes.
-pub(super) fn order(
+pub(super) async fn order(
     common: &Common<'_>,
     db: Db,
     bus: Bus,
     verifier: Verifier,
     products: GetProducts,
-) -> Router {
+) -> Result<Router, Error> {
     let spans = common.spans(Service::Order);
+    let clock = common.clock_of(&db, "order clock").await?;
     let order = order::Parts {
         copies: common
             .redis
             .clone()
-            .map(|redis| order::Copies::new(redis, &db, common.clock.clone(), order::KEPT_FROM_AGE)),
+            .map(|redis| order::Copies::new(redis, &db, clock.clone(), order::KEPT_FROM_AGE)),
         db,
         bus,
-        clock: common.clock.clone(),
+        clock,
         verifier,
         products,
         book: book(),
@@ -168,17 +183,22 @@ pub(super) fn order(
     };
     let api = common.measured("order", order::router(&order), &spans);
     common.workers.spawn("order", order::run(order, common.workers.stop.clone()));
-    api
+    Ok(api)
 }
 
 /// Starts the payment service; gives its routes.
-pub(super) fn payment(common: &Common<'_>, db: Db, bus: Bus, verifier: Verifier) -> Router {
+pub(super) async fn payment(
+    common: &Common<'_>,
+    db: Db,
+    bus: Bus,
+    verifier: Verifier,
+) -> Result<Router, Error> {
     let spans = common.spans(Service::Payment);
     let payment = payment::Parts {
         copies: common.redis.clone().map(payment::Copies::new),
+        clock: common.clock_of(&db, "payment clock").await?,
         db,
         bus,
-        clock: common.clock.clone(),
         verifier,
         limit: common.config.payment.limit,
         book: book(),
@@ -188,7 +208,7 @@ pub(super) fn payment(common: &Common<'_>, db: Db, bus: Bus, verifier: Verifier)
     };
     let api = common.measured("payment", payment::router(&payment), &spans);
     common.workers.spawn("payment", payment::run(payment, common.workers.stop.clone()));
-    api
+    Ok(api)
 }
 
 /// The purchase service.
@@ -208,13 +228,14 @@ pub(super) async fn purchase(
     products: CheckProducts,
 ) -> Result<Purchase, Error> {
     let spans = common.spans(Service::Purchase);
+    let clock = common.clock_of(&db, "purchase clock").await?;
     let (purchase, tasks) = purchase::start(purchase::Parts {
         config: purchase_config(common.config),
         db,
         bus,
         book: book(),
         feed: common.redis.clone().map_or(purchase::Feed::None, purchase::Feed::Redis),
-        clock: common.clock.clone(),
+        clock,
         random: common.random.clone(),
         verifier,
         products,

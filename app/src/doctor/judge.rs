@@ -5,7 +5,7 @@ use super::{Finding, Verdict};
 use crate::config::Config;
 use crate::config::servers::Service;
 
-/// How far a server's clock may be off. Ids and deadlines bear much more; logs and traces get hard to read.
+/// How far a server's clock may be off. Replicas go by one clock, and ids and deadlines bear much more; logs and traces get hard to read.
 const CLOCK_OFFSET_MILLIS: i64 = 500;
 
 /// Connections that a process holds to its database beside those that the settings name: migrations, an operator.

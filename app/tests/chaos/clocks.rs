@@ -1,6 +1,6 @@
 //! Clocks that are wrong, and that are set back under load, on many replicas of one service: row 20 of the list of faults.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -16,6 +16,8 @@ use super::{options, turn};
 const REPLICAS: usize = 16;
 /// Everything has ended within this time: nearly thirty processes share what a small machine has.
 const ENDED_WITHIN: Duration = Duration::from_secs(180);
+/// Longer than a slow machine takes for a purchase, and much shorter than clocks are off.
+const DEADLINE: (&str, &str) = ("SAGA_PURCHASE__DEADLINE_SECONDS", "600");
 /// Purchases that each is asked for at a time.
 const AT_ONCE: usize = 6;
 /// How wrong the clocks are, by replica: some are right, some are wrong all the time.
@@ -57,17 +59,22 @@ impl Site<'_> {
         if !clock.exists() {
             set(&clock, ALWAYS[number % ALWAYS.len()]);
         }
+        Replica { process: self.start_by("purchase", &clock).await, clock }
+    }
+
+    /// A replica of this service that reads this clock.
+    async fn start_by(&self, service: &str, clock: &Path) -> Extra {
         let file = clock.to_string_lossy();
         let further = [
             ("LD_PRELOAD", &*self.library),
             ("FAKETIME_TIMESTAMP_FILE", &*file),
             ("FAKETIME_NO_CACHE", "1"),
+            (DEADLINE.0, DEADLINE.1),
             // Time that only goes on does so, whatever is done to the clock on the wall.
             ("FAKETIME_DONT_FAKE_MONOTONIC", "1"),
             ("DONT_FAKE_MONOTONIC", "1"),
         ];
-        let process = self.annex.start("purchase", &further).await;
-        Replica { process, clock }
+        self.annex.start(service, &further).await
     }
 }
 
@@ -94,11 +101,13 @@ async fn buy_everywhere(replicas: &[Replica], customer: &Customer, cart: &Cart, 
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn ids_stay_unique_on_sixteen_replicas_whatever_their_clocks_say() {
+async fn ids_stay_unique_on_sixteen_replicas_and_nothing_is_overdue_whatever_their_clocks_say() {
     let _turn = turn().await;
     let (dir, engines) = (TempDir::new(), Engines::shared());
     // A token is good on a replica whose clock is hours off.
-    let options = options(&dir, &engines).env("SAGA_ACCOUNT__ACCESS_TOKEN_SECONDS", "86400");
+    let options = options(&dir, &engines)
+        .env("SAGA_ACCOUNT__ACCESS_TOKEN_SECONDS", "86400")
+        .env(DEADLINE.0, DEADLINE.1);
     let mut shop = Shop::start(options).await.unwrap();
     let client = shop.client();
     let customer = Customer::sign_up(&client, 1).await;
@@ -107,6 +116,15 @@ async fn ids_stay_unique_on_sixteen_replicas_whatever_their_clocks_say() {
 
     let annex = Annex::of(&shop, &dir, &engines).await;
     let site = Site { dir: dir.path(), library: library().await, annex };
+    // It closes the ids of a few seconds ago to all of them: by their common clock, not by its own.
+    let ahead = dir.path().join("clock-of-product");
+    set(&ahead, "+3600");
+    let ahead = site.start_by("product", &ahead).await;
+    let mut stock = BTreeMap::from([(kettle.id, kettle.stock)]);
+    for client in [ahead.client(), &client, &client] {
+        let lamp = Product::create(client, "lamp", 100, 1).await;
+        stock.insert(lamp.id, lamp.stock);
+    }
     let mut replicas = Vec::new();
     for starting in (0..REPLICAS).collect::<Vec<_>>().chunks(4) {
         let started = starting.iter().map(|number| site.start(*number));
@@ -137,15 +155,12 @@ async fn ids_stay_unique_on_sixteen_replicas_whatever_their_clocks_say() {
         ended.is_some_and(|ended| ended.is_superset(&ids))
     })
     .await;
-    let expected = Expected {
-        stock: [(kettle.id, kettle.stock)].into(),
-        acknowledged: ids.clone(),
-        ..Expected::default()
-    };
+    let expected = Expected { stock, acknowledged: ids.clone(), ..Expected::default() };
     let report = checks::check(engines.books(), &expected).unwrap();
     report.assert_clean();
     assert_eq!(report.accepted, ids.len());
+    assert_eq!(report.committed, ids.len(), "none is overdue, whatever a clock says: {report}");
     println!("{report}");
-    drop(replicas);
+    drop((replicas, ahead));
     assert!(shop.terminate().await.success());
 }

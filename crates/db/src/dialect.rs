@@ -8,6 +8,7 @@
 //! | `{for update}` | nothing: a writer is alone | `FOR UPDATE` |
 //! | `{for update skip locked}` | nothing | `FOR UPDATE SKIP LOCKED`: rows that others hold are left out |
 //! | `{for share}` | nothing | `LOCK IN SHARE MODE`, which both servers know |
+//! | `{now millis}` | the machine's time in milliseconds since the Unix epoch | the server's |
 //! | `{insert ignore}` | `INSERT OR IGNORE` | `INSERT IGNORE` |
 //! | `{insert many} INTO t SELECT ..` | `INSERT OR FAIL`, without a journal of the statement | `INSERT` |
 //! | `{insert into t (id, n) from set(id INT) AS s values (s.id, 7)}` | `INSERT .. VALUES`, of one row or a few | `INSERT .. VALUES`, of all rows |
@@ -56,6 +57,9 @@ use crate::mysql::insert::Insert;
 /// SQLite copies the pages that it touches. So many rows at once are cheaper than few. SQLite alone takes 3,810 instructions a
 /// row for a batch of 100 by 8, 3,490 by 32 and 8, 3,560 by 64 and 8; for one of 450 3,650, 3,310 and 3,250.
 pub(crate) const ROWS_AT_ONCE: [usize; 2] = [32, 8];
+
+/// A session's time zone is UTC (`mysql/connect.rs`): elsewhere an hour comes twice a year.
+const MYSQL_NOW_MILLIS: &str = "CAST(UNIX_TIMESTAMP(NOW(3)) * 1000 AS SIGNED)";
 
 /// A kind of database.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -139,6 +143,8 @@ fn translated(dialect: Dialect, sql: &'static str) -> Translated {
             "for update skip locked" if dialect == Dialect::Mysql => text.push_str("FOR UPDATE SKIP LOCKED"),
             "for share" if dialect == Dialect::Mysql => text.push_str("LOCK IN SHARE MODE"),
             "for update" | "for update skip locked" | "for share" => {}
+            "now millis" if dialect == Dialect::Mysql => text.push_str(MYSQL_NOW_MILLIS),
+            "now millis" => text.push_str("CAST(unixepoch('subsec') * 1000 AS INTEGER)"),
             "insert ignore" if dialect == Dialect::Mysql => text.push_str("INSERT IGNORE"),
             "insert ignore" => text.push_str("INSERT OR IGNORE"),
             "insert many" if dialect == Dialect::Mysql => text.push_str("INSERT"),

@@ -31,6 +31,7 @@ mod migrate;
 pub mod mysql;
 mod queue;
 mod sqlite;
+mod time;
 mod value;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -40,6 +41,7 @@ use std::sync::atomic::Ordering;
 
 pub use error::{Error, OpenError, Outage};
 pub use migrate::Migration;
+pub use time::ServerClock;
 pub use value::{FromValue, Row, Set, Value};
 
 use job::{Answer, Counters, Job, Transaction};

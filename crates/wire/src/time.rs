@@ -20,7 +20,7 @@ impl Clock {
         })
     }
 
-    /// A clock that a test drives.
+    /// A clock that tells what `now` says: a server's, or a test's.
     pub fn from_fn(now: impl Fn() -> UnixMillis + Send + Sync + 'static) -> Clock {
         Clock(Arc::new(now))
     }
