@@ -3,8 +3,9 @@
 //! An event may come before the answer of its purchase has been read, and may come again after a stream was resumed. Either is
 //! sorted out here: a purchase ends once.
 
-use std::collections::{HashMap, HashSet};
 use std::time::{Duration, Instant};
+
+use foldhash::{HashMap, HashSet};
 
 use crate::told::{News, Step, Told};
 
@@ -79,10 +80,10 @@ impl Tracker {
     /// One that asks for what has not ended after so long.
     pub(crate) fn new(ask_after: Duration) -> Tracker {
         Tracker {
-            open: HashMap::new(),
-            early: HashMap::new(),
-            ended: HashSet::new(),
-            ended_before: HashSet::new(),
+            open: HashMap::default(),
+            early: HashMap::default(),
+            ended: HashSet::default(),
+            ended_before: HashSet::default(),
             ask_after,
         }
     }

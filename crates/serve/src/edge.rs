@@ -8,7 +8,7 @@
 use std::any::Any;
 use std::convert::Infallible;
 use std::fmt;
-use std::future::Future;
+use std::future::{Future, ready};
 use std::panic::AssertUnwindSafe;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -20,6 +20,7 @@ use axum::body::{Body, HttpBody};
 use axum::extract::{MatchedPath, Request};
 use axum::response::{IntoResponse, Response};
 use futures_util::FutureExt;
+use futures_util::future::CatchUnwind;
 use http::header::{
     AUTHORIZATION, CONTENT_TYPE, EXPECT, HeaderMap, HeaderName, HeaderValue, REFERRER_POLICY, RETRY_AFTER,
     X_CONTENT_TYPE_OPTIONS, X_FRAME_OPTIONS,
@@ -31,7 +32,7 @@ use serde::{Deserialize, Serialize};
 use telemetry::Spans;
 use telemetry::metrics::{HttpMetrics, InFlight};
 use telemetry::spans::{Detail, ERROR_TYPE, Serving, TRACEPARENT, Within, within};
-use tokio::sync::Semaphore;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tower::{Layer, Service};
 use tower_http::cors::{AllowOrigin, Cors, CorsLayer};
 
@@ -238,7 +239,7 @@ pub fn protected_handler<F>(
 where
     F: Future<Output = Response> + Send + 'static,
 {
-    guarded(Inner::Handler(Arc::new(move |request| Box::pin(handler(request)))), config)
+    guarded(Inner::Handler(Arc::new(move |request| Box::pin(handler(request).map(Ok)))), config)
 }
 
 fn guarded(inner: Inner, config: &EdgeConfig) -> Result<Protected, InvalidOrigin> {
@@ -286,9 +287,16 @@ impl Service<Request> for Protected {
     }
 
     fn call(&mut self, request: Request) -> Answering {
-        match &mut self.0 {
-            Doors::Own(guarded) => guarded.call(request),
-            Doors::Shared(cors) => Box::pin(cors.call(request)),
+        self.answer(request)
+    }
+}
+
+impl Protected {
+    /// Answers a request.
+    pub fn answer(&self, request: Request) -> Answering {
+        match &self.0 {
+            Doors::Own(guarded) => guarded.answer(request),
+            Doors::Shared(cors) => Box::pin(cors.clone().call(request)),
         }
     }
 }
@@ -321,6 +329,39 @@ fn parse_origin(text: &str) -> Result<HeaderValue, InvalidOrigin> {
     HeaderValue::from_str(text).map_err(|_| invalid())
 }
 
+pin_project! {
+    /// An answer that is worked on, and counted until its head is there. Written by hand: an `async` block would hold the request, and what becomes
+    /// of it, several times, and each request that waits holds one of these.
+    struct Answer<F> {
+        #[pin]
+        answer: CatchUnwind<AssertUnwindSafe<F>>,
+        counted: Option<OwnedSemaphorePermit>,
+    }
+}
+
+impl<F: Future> Answer<F> {
+    /// A panic costs one request only. The handler's state is shared through locks that poison and channels that close, never
+    /// half-written.
+    fn new(answer: F, counted: OwnedSemaphorePermit) -> Answer<F> {
+        Answer { answer: AssertUnwindSafe(answer).catch_unwind(), counted: Some(counted) }
+    }
+}
+
+impl<F: Future<Output = Result<Response, Infallible>>> Future for Answer<F> {
+    type Output = Result<Response, Infallible>;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let this = self.project();
+        let response = match ready!(this.answer.poll(cx)) {
+            Ok(Ok(response)) => response,
+            Err(panic) => ApiError::internal(format_args!("a handler panicked: {}", panic_text(&*panic)))
+                .into_response(),
+        };
+        *this.counted = None;
+        Poll::Ready(Ok(hardened(response)))
+    }
+}
+
 /// Who answers within the limits.
 #[derive(Clone)]
 enum Inner {
@@ -328,16 +369,7 @@ enum Inner {
     Handler(Arc<Handler>),
 }
 
-type Handler = dyn Fn(Request) -> Pin<Box<dyn Future<Output = Response> + Send>> + Send + Sync;
-
-impl Inner {
-    async fn answer(&mut self, request: Request) -> Response {
-        match self {
-            Inner::Router(router) => router.call(request).await.unwrap_or_else(|never| match never {}),
-            Inner::Handler(handler) => handler(request).await,
-        }
-    }
-}
+type Handler = dyn Fn(Request) -> Answering + Send + Sync;
 
 #[derive(Clone)]
 struct Guarded {
@@ -356,33 +388,30 @@ impl Service<Request> for Guarded {
     }
 
     fn call(&mut self, request: Request) -> Answering {
-        let mut guarded = self.clone();
-        Box::pin(async move {
-            let mut response = guarded.handle(request).await;
-            harden(response.headers_mut());
-            Ok(response)
-        })
+        self.answer(request)
     }
 }
 
 impl Guarded {
-    async fn handle(&mut self, request: Request) -> Response {
-        let Ok(_counted) = self.in_flight.try_acquire() else {
-            return ApiError::unavailable("too many requests in flight, try again", RETRY_AFTER_SECONDS)
-                .into_response();
+    fn answer(&self, request: Request) -> Answering {
+        let Ok(counted) = Arc::clone(&self.in_flight).try_acquire_owned() else {
+            let refusal =
+                ApiError::unavailable("too many requests in flight, try again", RETRY_AFTER_SECONDS);
+            return Box::pin(ready(Ok(hardened(refusal.into_response()))));
         };
-        let request = match self.limit_body(request) {
-            Ok(request) => request,
+        match self.limit_body(request) {
+            Ok(request) => match &self.inner {
+                Inner::Router(router) => Box::pin(Answer::new(router.clone().call(request), counted)),
+                Inner::Handler(handler) => Box::pin(Answer::new(handler(request), counted)),
+            },
             Err(too_large) => {
-                discard(too_large).await;
-                return ApiError::too_large(self.body_limit.bytes()).into_response();
+                let limit = self.body_limit.bytes();
+                Box::pin(async move {
+                    discard(too_large).await;
+                    drop(counted);
+                    Ok(hardened(ApiError::too_large(limit).into_response()))
+                })
             }
-        };
-        // A panic costs one request only. The handler's state is shared through locks that poison and channels that close, never half-written.
-        match AssertUnwindSafe(self.inner.answer(request)).catch_unwind().await {
-            Ok(response) => response,
-            Err(panic) => ApiError::internal(format_args!("a handler panicked: {}", panic_text(&*panic)))
-                .into_response(),
         }
     }
 
@@ -427,8 +456,10 @@ fn panic_text(panic: &(dyn Any + Send)) -> &str {
 
 /// Headers that cost an API nothing and keep a browser from reading more into an answer than there is. A
 /// handler's own value stands.
-fn harden(headers: &mut HeaderMap) {
+fn hardened(mut response: Response) -> Response {
+    let headers = response.headers_mut();
     headers.entry(X_CONTENT_TYPE_OPTIONS).or_insert(HeaderValue::from_static("nosniff"));
     headers.entry(X_FRAME_OPTIONS).or_insert(HeaderValue::from_static("DENY"));
     headers.entry(REFERRER_POLICY).or_insert(HeaderValue::from_static("no-referrer"));
+    response
 }

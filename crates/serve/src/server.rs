@@ -30,6 +30,8 @@ use std::time::Duration;
 
 use axum::body::{Body, Bytes, HttpBody};
 use axum::extract::ConnectInfo;
+use futures_util::stream::FuturesUnordered;
+use futures_util::{FutureExt, StreamExt};
 use http::Request;
 use http::header::{CONNECTION, HeaderMap, HeaderName, HeaderValue};
 use hyper::body::{Frame, Incoming, SizeHint};
@@ -43,7 +45,6 @@ use tokio::sync::Semaphore;
 use tokio::time::{Instant, Sleep, interval_at, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
-use tower::Service;
 
 use crate::edge::{Answering, Protected};
 
@@ -185,6 +186,14 @@ struct Server {
     cut: CancellationToken,
 }
 
+/// What connections are told at a shutdown.
+enum Signal {
+    /// Finish what is under way.
+    GoAway,
+    /// Finish nothing more.
+    Cut,
+}
+
 /// The requests of one HTTP/2 connection. Everything that belongs to an unfinished one holds a clone of `open`.
 #[derive(Default)]
 struct Streams {
@@ -296,13 +305,18 @@ impl Server {
         peer: SocketAddr,
     ) {
         let mut looks = interval_at(Instant::now() + self.head_timeout, self.head_timeout);
-        let (mut draining, mut idle, mut quiet) = (false, false, None);
-        let mut told = pin!(async {
+        let (mut idle, mut quiet) = (false, None);
+        let go_away = async {
             match streams {
                 None => self.lingered().await,
                 Some(_) => self.shutdown.cancelled().await,
             }
-        });
+            Signal::GoAway
+        };
+        let cut = self.cut.cancelled().map(|()| Signal::Cut);
+        // A connection is polled for each request, and each look at a token would lock what all connections share. Here a token is looked at
+        // again when it has something to tell.
+        let mut signals: FuturesUnordered<_> = [go_away.boxed(), cut.boxed()].into_iter().collect();
         loop {
             tokio::select! {
                 biased;
@@ -312,11 +326,10 @@ impl Server {
                     }
                     return;
                 }
-                () = &mut told, if !draining => {
-                    draining = true;
-                    go(connection.as_mut());
-                }
-                () = self.cut.cancelled() => return,
+                Some(signal) = signals.next() => match signal {
+                    Signal::GoAway => go(connection.as_mut()),
+                    Signal::Cut => return,
+                },
                 _ = looks.tick(), if streams.is_some() => {
                     let before = std::mem::replace(&mut quiet, streams.and_then(Streams::quiet));
                     if quiet.is_some() && quiet == before {
@@ -348,7 +361,7 @@ impl Server {
         });
         let client = client(request.headers(), self.trusted_proxies, peer);
         request.extensions_mut().insert(ConnectInfo(client));
-        self.api.clone().call(request)
+        self.api.answer(request)
     }
 }
 

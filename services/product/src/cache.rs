@@ -16,6 +16,7 @@ use std::sync::atomic::{AtomicI64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use ::cache::record::{Reader, Record, Writer};
+use foldhash::fast::RandomState;
 use moka::sync::Cache;
 
 use crate::store::Product;
@@ -74,7 +75,7 @@ impl Record for Known {
 /// Copies of products. Clones share them; so must everything in this process that works on one database.
 #[derive(Clone)]
 pub struct ProductCache {
-    copies: Cache<u64, Arc<Known>>,
+    copies: Cache<u64, Arc<Known>, RandomState>,
     sales: Arc<[Mutex<Sales>; STRIPES]>,
 }
 
@@ -163,7 +164,10 @@ impl ProductCache {
             u32::try_from(bytes).unwrap_or(u32::MAX)
         };
         ProductCache {
-            copies: Cache::builder().weigher(weight).max_capacity(CACHE_BYTES).build(),
+            copies: Cache::builder()
+                .weigher(weight)
+                .max_capacity(CACHE_BYTES)
+                .build_with_hasher(RandomState::default()),
             sales: Arc::new(std::array::from_fn(|_| Mutex::default())),
         }
     }
