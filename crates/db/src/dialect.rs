@@ -5,7 +5,7 @@
 //!
 //! | marker | SQLite | MySQL |
 //! |---|---|---|
-//! | `{for update}` | nothing: a writer is alone | `FOR UPDATE` |
+//! | `{for update}` | nothing: a writer is alone | `FOR UPDATE`; on MySQL 8 `OF` the table that a set is joined with |
 //! | `{for update skip locked}` | nothing | `FOR UPDATE SKIP LOCKED`: rows that others hold are left out |
 //! | `{for share}` | nothing | `LOCK IN SHARE MODE`, which both servers know |
 //! | `{now millis}` | the machine's time in milliseconds since the Unix epoch | the server's |
@@ -130,7 +130,7 @@ fn translated(dialect: Dialect, sql: &'static str) -> Translated {
         return Translated { text: Cow::Borrowed(sql), many: None, insert: None };
     }
     let mut text = String::with_capacity(2 * sql.len());
-    let (mut set, mut many) = (None, None);
+    let (mut set, mut many, mut joined) = (None, None, None);
     let mut rest = sql;
     while let Some((before, from_marker)) = rest.split_once('{') {
         let Some((marker, after)) = from_marker.split_once('}') else {
@@ -139,8 +139,13 @@ fn translated(dialect: Dialect, sql: &'static str) -> Translated {
         let marker = marker.split_whitespace().collect::<Vec<_>>().join(" ");
         text.push_str(before);
         match marker.as_str() {
-            "for update" if dialect == Dialect::Mysql => text.push_str("FOR UPDATE"),
-            "for update skip locked" if dialect == Dialect::Mysql => text.push_str("FOR UPDATE SKIP LOCKED"),
+            "for update" if dialect == Dialect::Mysql => {
+                text.push_str(&for_update(joined.as_deref()));
+            }
+            "for update skip locked" if dialect == Dialect::Mysql => {
+                text.push_str(&for_update(joined.as_deref()));
+                text.push_str(" SKIP LOCKED");
+            }
             "for share" if dialect == Dialect::Mysql => text.push_str("LOCK IN SHARE MODE"),
             "for update" | "for update skip locked" | "for share" => {}
             "now millis" if dialect == Dialect::Mysql => text.push_str(MYSQL_NOW_MILLIS),
@@ -160,6 +165,9 @@ fn translated(dialect: Dialect, sql: &'static str) -> Translated {
                 text.push_str(&clause.text(dialect));
                 if let (SetVerb::Insert { into, values }, Dialect::Sqlite) = (&clause.verb, dialect) {
                     many = Some(ROWS_AT_ONCE.map(|rows| clause.set.insert_many(rows, into, values, sql)));
+                }
+                if let SetVerb::Join { joined: table, .. } = &clause.verb {
+                    joined = Some(table.alias().to_owned());
                 }
                 set = Some((clause.set, matches!(clause.verb, SetVerb::Insert { .. })));
             }
@@ -189,6 +197,15 @@ fn translated(dialect: Dialect, sql: &'static str) -> Translated {
     let for_server = is_insert && dialect == Dialect::Mysql;
     let insert = for_server.then(|| Arc::new(Insert::new(&text, set.columns.len())));
     Translated { text: Cow::Owned(text), many, insert }
+}
+
+/// What locks the rows that were read. Beside a set it names the table: MySQL 8 refuses to lock a `JSON_TABLE` (error 3569), and so must be told what is
+/// to be locked, for which MariaDB has no word. It passes over what is for MySQL 8 alone.
+fn for_update(joined: Option<&str>) -> String {
+    match joined {
+        Some(alias) => format!("FOR UPDATE /*!80000 OF {alias} */"),
+        None => "FOR UPDATE".to_owned(),
+    }
 }
 
 /// Puts something else for names, dots included, and for `?`.
@@ -477,7 +494,8 @@ mod tests {
             translate(Dialect::Mysql, SELECT).split_whitespace().collect::<Vec<_>>().join(" "),
             "SELECT p.id, gas.id FROM JSON_TABLE(?, '$[*]' \
              COLUMNS (id BIGINT PATH '$[0]', name LONGTEXT CHARACTER SET utf8mb4 PATH '$[1]')) AS s \
-             STRAIGHT_JOIN product AS p FORCE INDEX (PRIMARY) ON p.id = s.id AND p.n = s.name AND p.shop = ? FOR UPDATE"
+             STRAIGHT_JOIN product AS p FORCE INDEX (PRIMARY) ON p.id = s.id AND p.n = s.name AND p.shop = ? \
+             FOR UPDATE /*!80000 OF p */"
         );
         assert_eq!(
             translate(Dialect::Mysql, UPDATE),

@@ -14,7 +14,7 @@ pub const ITEMS: &[Migration] = &[Migration {
                                 stock INTEGER NOT NULL DEFAULT 0 CHECK (stock >= 0));
              CREATE TABLE part (item INTEGER NOT NULL REFERENCES item (id));",
     mysql: "CREATE TABLE IF NOT EXISTS item (id BIGINT NOT NULL PRIMARY KEY, name VARBINARY(255) UNIQUE, data MEDIUMBLOB,
-                                             stock BIGINT NOT NULL DEFAULT 0 CHECK (stock >= 0));
+                                             stock BIGINT NOT NULL DEFAULT 0, CONSTRAINT item_stock CHECK (stock >= 0));
             CREATE TABLE IF NOT EXISTS part (item BIGINT NOT NULL, FOREIGN KEY (item) REFERENCES item (id));",
 }];
 
