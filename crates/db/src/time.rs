@@ -104,6 +104,7 @@ impl ServerClock {
         let mut interval = tokio::time::interval(INTERVAL);
         interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
+            // At once for the first time: the first answer may have waited for its connection, and so say little.
             interval.tick().await;
             if let Err(error) = self.follow().await {
                 tracing::debug!(database = self.db.name(), %error, "the server does not tell its time; it goes on");
